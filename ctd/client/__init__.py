@@ -1,0 +1,1 @@
+"""The Twisted client library."""

@@ -1,0 +1,1 @@
+"""Fetch: images from OCI registries over HTTP.  Knows nothing of disks."""

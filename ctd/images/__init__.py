@@ -1,0 +1,1 @@
+"""Images: joins fetch and storage, and turns image configurations into root file systems."""

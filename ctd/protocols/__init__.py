@@ -1,0 +1,1 @@
+"""Framing, JSON-RPC, the control protocol and the shim protocol."""

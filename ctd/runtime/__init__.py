@@ -1,0 +1,1 @@
+"""Runtime: containers and their processes, run by an OCI runtime under shims."""

@@ -1,0 +1,1 @@
+"""The shim and its template: standard library only, nothing of the daemon."""

@@ -1,0 +1,1 @@
+"""Storage: verified content, layered snapshots, diffs, garbage.  Knows nothing of HTTP."""
