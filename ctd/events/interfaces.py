@@ -51,7 +51,10 @@ class Page:
 
 @attrs.frozen
 class Selection:
-    """Which events: of one namespace (None: all), and of topics (``container.*`` matches; empty: all)."""
+    """Which events: of one namespace (None: all) and some topics (empty: all).
+
+    A topic may end in ``*``: ``container.*``.
+    """
 
     namespace: str | None = None
     topics: tuple[str, ...] = ()

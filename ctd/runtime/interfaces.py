@@ -10,7 +10,7 @@ bundle.md).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import attrs
@@ -22,7 +22,7 @@ from ctd.model import Mount, ProcessDefaults, User
 INIT = "init"
 
 
-class Status(str, Enum):
+class Status(StrEnum):
     """What the protocol says of a container.  ``created`` has a waiting first process."""
 
     CREATED = "created"
@@ -31,7 +31,7 @@ class Status(str, Enum):
     STOPPED = "stopped"
 
 
-class ExitReason(str, Enum):
+class ExitReason(StrEnum):
     """Why a process is no more."""
 
     EXITED = "exited"
@@ -174,7 +174,7 @@ class Container:
 
 @attrs.frozen
 class Process:
-    """A process's record; ``id`` is ``init`` for the first.  ``attach``: its socket's path, if any."""
+    """A process's record.  :ivar attach: its attach socket's path, if it has one."""
 
     id: str
     container: str
@@ -377,7 +377,7 @@ class IShimListener(Interface):
     """Whom shims tell.  Called in the reactor's thread, for each shim in order."""
 
     def exited(run: str, process: str, exit: Exit) -> None:
-        """A process has ended, and its exit record is on disk.  May be told again after a reattach."""
+        """A process has ended; its record is on disk.  May be told again after a reattach."""
 
     def died(run: str) -> None:
         """The shim itself is gone; told once for each shim that was forked or attached to."""
