@@ -9,6 +9,8 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from ctd.concurrency import settled
+
 K = TypeVar("K")
 T = TypeVar("T")
 
@@ -16,7 +18,8 @@ T = TypeVar("T")
 @attrs.define(eq=False)
 class _Flight(Generic[T]):
     waiting: list[Deferred[T]] = attrs.field(factory=list)
-    work: Deferred[T] | None = None
+    work: Deferred[None] = attrs.field(factory=Deferred)
+    ending: bool = False
 
 
 class SingleFlight(Generic[K, T]):
@@ -28,49 +31,42 @@ class SingleFlight(Generic[K, T]):
     def __contains__(self, key: K) -> bool:
         return key in self._flights
 
-    def join(self, key: K, start: Callable[[], Coroutine[Any, Any, T]]) -> Deferred[T]:
+    async def join(self, key: K, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Wait for *key*'s work, starting it with *start* if none is running.
 
-        Cancelling what is given leaves the work to the others who wait; the
-        last one to leave cancels the work, and then waits until it has ended.
-        Those who come while it is ending start afresh after it.
+        A waiter that is cancelled leaves the work to the others who wait; the
+        last one to leave cancels the work, and goes when it has ended.  Those
+        who come while it is ending start afresh after it.
         """
-        flight = self._flights.get(key)
+        while (flight := self._flights.get(key)) is not None and flight.ending:
+            await settled(flight.work)
+        waiter: Deferred[T] = Deferred(lambda _: None)
         if flight is None:
             flight = self._flights[key] = _Flight()
-            waiter = self._wait(key, flight)
-            flight.work = Deferred.fromCoroutine(start())
-            flight.work.addBoth(self._landed, key, flight)
-            return waiter
-        if flight.work is not None and not flight.waiting:
-            return Deferred.fromCoroutine(self._after(key, flight, start))
-        return self._wait(key, flight)
+            flight.waiting.append(waiter)
+            flight.work = Deferred.fromCoroutine(self._fly(key, flight, start))
+        else:
+            flight.waiting.append(waiter)
+        try:
+            return await waiter
+        except CancelledError:
+            if waiter in flight.waiting:
+                flight.waiting.remove(waiter)
+                if not flight.waiting:
+                    flight.ending = True
+                    flight.work.cancel()
+                    await settled(flight.work)
+            raise
 
-    async def _after(
+    async def _fly(
         self, key: K, flight: _Flight[T], start: Callable[[], Coroutine[Any, Any, T]]
-    ) -> T:
-        gone: Deferred[None] = Deferred()
-        assert flight.work is not None
-        flight.work.addBoth(lambda _: gone.callback(None))
-        await gone
-        return await self.join(key, start)
-
-    def _wait(self, key: K, flight: _Flight[T]) -> Deferred[T]:
-        def leave(waiter: Deferred[T]) -> None:
-            flight.waiting.remove(waiter)
-            if flight.waiting or flight.work is None:
-                waiter.errback(CancelledError())
-                return
-            flight.work.addBoth(lambda _: waiter.errback(CancelledError()))
-            flight.work.cancel()
-
-        waiter: Deferred[T] = Deferred(leave)
-        flight.waiting.append(waiter)
-        return waiter
-
-    def _landed(self, result: T | Failure, key: K, flight: _Flight[T]) -> None:
-        if self._flights.get(key) is flight:
-            del self._flights[key]
+    ) -> None:
+        result: T | Failure
+        try:
+            result = await start()
+        except Exception:  # noqa: BLE001 (handed to those who wait)
+            result = Failure()
+        del self._flights[key]
         waiting, flight.waiting = flight.waiting, []
         for waiter in waiting:
-            waiter.callback(result)
+            waiter.callback(result)  # type: ignore[arg-type]

@@ -296,10 +296,12 @@ class IRootfsSource(Interface):
         :raise AlreadyExists: *key* is taken.
         """
 
-    async def user(mounts: Sequence[Mount], user: str) -> User:
+    async def user(mounts: Sequence[Mount], user: str, pid: int | None = None) -> User:
         """Look ``user[:group]`` up in the root file system's own passwd and group files.
 
         Nothing is mounted where anyone else could see it.
+
+        :param pid: of a process that runs in it, if there is one: its view is read then.
 
         :raise InvalidArgument: there is no such user or group.
         """

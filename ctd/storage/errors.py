@@ -87,3 +87,12 @@ class WorkerDied(CtdError):
     kind = "aborted"
     layer: str
     reason: str
+
+
+@attrs.define(auto_exc=True)
+class IngestDiscarded(CtdError):
+    """The writer gave this blob up, and what it had written is gone; may be tried again."""
+
+    kind = "aborted"
+    ref: str
+    digest: str
