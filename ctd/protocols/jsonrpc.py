@@ -108,6 +108,10 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True):
     jsonrpc: Literal["2.0"] = "2.0"
 
 
+class _Named(msgspec.Struct):
+    id: Id = None
+
+
 @attrs.frozen
 class Request:
     """A call.  :ivar params: their JSON text, empty if there are none."""
@@ -126,8 +130,7 @@ class Refusal:
 
 
 _envelope = msgspec.json.Decoder(_Envelope)
-_members = msgspec.json.Decoder(dict[str, Raw])
-_id: msgspec.json.Decoder[int | str | None] = msgspec.json.Decoder(Id)
+_named = msgspec.json.Decoder(_Named)
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -147,8 +150,8 @@ def parse(line: bytes) -> Request | Refusal:
 
 def _salvaged(line: bytes) -> int | str | None:
     try:
-        return _id.decode(_members.decode(line)["id"])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
+        return _named.decode(line).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -165,7 +168,7 @@ def result(id: int | str | None, value: Any) -> bytes:
 
 def failure(id: int | str | None, error: CtdError) -> bytes:
     """The line that answers call *id* with *error*."""
-    line = _encoder.encode({"jsonrpc": "2.0", "id": id, "error": described(error)})
+    line = _encoder.encode({"jsonrpc": "2.0", "id": id, "error": _encodable(described(error))})
     if len(line) > LINE_LIMIT:
         return failure(id, ResourceExhausted("size of the error in bytes", LINE_LIMIT))
     return line + b"\n"
@@ -179,6 +182,21 @@ def described(error: CtdError) -> dict[str, Any]:
         "message": str(error),
         "data": {"kind": error.kind, "error": type(error).__name__, **error.fields},
     }
+
+
+def _encodable(value: Any) -> Any:
+    """*value* without what UTF-8 and 64 bits cannot hold: names in errors may be any bytes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {str(k): _encodable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(v) for v in value]
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and -(1 << 63) <= value < 1 << 64:
+        return value
+    return _encodable(str(value))
 
 
 def notification(method: str, params: dict[str, Any]) -> bytes:

@@ -39,7 +39,7 @@ class Outbox:
         self._closed = False
         self._ending = False
         self._waiting: list[Deferred[None]] = []
-        transport.registerProducer(self, True)  # type: ignore[call-arg]
+        transport.registerProducer(self, True)  # type: ignore[attr-defined]
 
     @property
     def full(self) -> bool:
@@ -73,9 +73,13 @@ class Outbox:
 
     def end(self) -> None:
         """Hang up once everything has been passed on."""
-        self._ending = True
+        if not self._ending:
+            self._ending = True
+            self._end_if_passed_on()
+
+    def _end_if_passed_on(self) -> None:
         if not self._full and not self._closed:
-            self._transport.unregisterProducer()  # type: ignore[call-arg]
+            self._transport.unregisterProducer()  # type: ignore[attr-defined]
             self._transport.loseConnection()
 
     def close(self) -> None:
@@ -102,7 +106,7 @@ class Outbox:
         if self._full:
             return
         if self._ending:
-            self.end()
+            self._end_if_passed_on()
             return
         self._on_resumed()
         waiting, self._waiting = self._waiting, []

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from ctd.errors import InvalidArgument
+from ctd.errors import InvalidArgument, ResourceExhausted
 
 # "$" alone would let a final newline pass in Python; "(?!\n)$" means the same to JSON Schema.
 IDENTIFIER = r"^[A-Za-z0-9][A-Za-z0-9_.-]*(?!\n)$"
@@ -23,6 +23,10 @@ _AT = re.compile(r"^(?P<reason>.*?)(?: - at `(?P<path>\$[^`]*)`)?$", re.DOTALL)
 _FIELD = re.compile(
     r"^Object (?:contains unknown|missing required) field `(?P<name>.*)`$", re.DOTALL
 )
+#: The most values in parameters: decoding more would hold the reactor up.
+VALUES = 100_000
+
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _STEP = re.compile(r"\.([^.\[]+)|(\[)[^\]]*\]")
 
 
@@ -40,20 +44,23 @@ def decode(raw: bytes, type: type[P]) -> P:
 
     :raise InvalidArgument: it cannot be that; ``field`` is the path of what is
         wrong, and ``reason`` says what would be right.
+    :raise ResourceExhausted: there may be over :data:`VALUES` values in it, by its commas.
     """
     raw = raw.strip()
     if raw in (b"", b"null"):
         raw = b"{}"
     if not raw.startswith(b"{"):
         raise InvalidArgument("params", "must be an object: parameters are given by name")
+    if raw.count(b",") > VALUES:
+        raise ResourceExhausted("values in the parameters", VALUES)
     try:
         value = msgspec.json.decode(raw, type=type)
     except msgspec.ValidationError as error:
         raise InvalidArgument(*explain(error, type)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidArgument("params", clip(str(error))) from None
-    if b"\\u0000" in raw:
-        _refuse_nul(value)
+    if _NUL.search(raw):  # in a name, path or argument, no system call could take it
+        raise InvalidArgument("params", "must not hold a NUL character")
     return value
 
 
@@ -95,9 +102,7 @@ def _fields(type: Any, path: str) -> list[str]:
         inner: list[Any] = []
         for node in _unions(nodes):
             if bracket:
-                inner += [
-                    t for k in ("item_type", "value_type") if (t := getattr(node, k, None))
-                ]
+                inner += [t for k in ("item_type", "value_type") if (t := getattr(node, k, None))]
             else:
                 inner += [f.type for f in getattr(node, "fields", ()) if f.encode_name == name]
         nodes = inner
@@ -111,20 +116,3 @@ def _unions(nodes: list[Any]) -> list[Any]:
             node = node.type
         flat += node.types if isinstance(node, msgspec.inspect.UnionType) else [node]
     return flat
-
-
-def _refuse_nul(value: Any) -> None:
-    """No name, path or argument may hold NUL: system calls cannot take it."""
-    stack: list[tuple[str, Any]] = [("", value)]
-    while stack:
-        path, item = stack.pop()
-        if isinstance(item, str):
-            if "\0" in item:
-                raise InvalidArgument(path, "must not hold a NUL character")
-        elif isinstance(item, msgspec.Struct):
-            prefix = path + "." if path else ""
-            stack += [(prefix + k, v) for k, v in msgspec.structs.asdict(item).items()]
-        elif isinstance(item, dict):
-            stack += [(f"{path}[...]", entry) for pair in item.items() for entry in pair]
-        elif isinstance(item, list | tuple):
-            stack += [(f"{path}[{i}]", entry) for i, entry in enumerate(item)]

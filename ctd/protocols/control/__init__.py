@@ -1,0 +1,1 @@
+"""The methods of the control protocol; they know the parts by their interfaces alone."""
