@@ -7,10 +7,11 @@ and wait until it has really ended.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock, DeferredSemaphore
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -61,6 +62,16 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     if cancelled is not None:
         raise cancelled
     return outcome  # type: ignore[return-value]
+
+
+@asynccontextmanager
+async def holding(lock: DeferredLock | DeferredSemaphore) -> AsyncIterator[None]:
+    """Have *lock* inside an ``async with``."""
+    await lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 async def together(work: Sequence[Coroutine[Any, Any, Any]]) -> None:

@@ -29,6 +29,12 @@ SCRIPT = (
     " [ $((i %% 10)) = 0 ] && usleep 10000; done; exit 7" % LINES
 )
 
+CLOSING = """\
+    An image served by a registry on loopback was pulled over HTTP, verified and
+    unpacked; runc ran it on overlayfs; the daemon was killed with kill -9 while
+    the container wrote, and a new one had it back: no byte of output was lost,
+    one exit event came with the right code, and nothing was left behind."""
+
 shown: list[str] = []
 
 
@@ -124,10 +130,13 @@ class Demo:
             probe.bind(("127.0.0.1", 0))
             address = "127.0.0.1:%d" % probe.getsockname()[1]
         config = self.top / "registry.yml"
-        config.write_text(
-            f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {self.top}/registry}}}}\n"
-            f"http: {{addr: '{address}'}}\n"
-        )
+        settings = {
+            "version": "0.1",
+            "log": {"level": "error"},
+            "storage": {"filesystem": {"rootdirectory": str(self.top / "registry")}},
+            "http": {"addr": address},
+        }
+        config.write_text(json.dumps(settings))
         child = self.start("docker-registry", "serve", str(config), log="registry.log")
 
         def listens() -> bool:
@@ -302,11 +311,7 @@ def main() -> int:
             )
         shutil.rmtree(top, ignore_errors=True)
     say(f"Shown, and checked in {len(shown)} steps:")
-    print(
-        "    an image served by a registry on loopback was pulled over HTTP, verified and unpacked;\n"
-        "    runc ran it on overlayfs; the daemon was killed with kill -9 while it wrote, and a new one\n"
-        "    had it back: no byte of output was lost, one exit event came, and nothing was left behind."
-    )
+    print(CLOSING)
     return 0
 
 

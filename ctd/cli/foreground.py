@@ -133,6 +133,8 @@ class Foreground:
             self._signals.pending().append(signal.SIGKILL)
 
     def _drain(self) -> None:
+        """Wait for the rest of the output; a signal that comes from now on ends that."""
+        self._signals.pending().clear()
         poll = select.poll()
         poll.register(self._streams.fileno(), select.POLLIN)
         poll.register(self._signals.fileno(), select.POLLIN)

@@ -60,6 +60,7 @@ class Signals:
         self._raising = _WHEN_INSISTED
         self._former: dict[int, Any] = {}
         self._coming, self._taken = _Insistence(), _Insistence()
+        self._insisted = False
         self._pending: list[int] = []
 
     def __enter__(self) -> Signals:
@@ -83,11 +84,13 @@ class Signals:
     def pending(self) -> list[int]:
         """The signals that have come, in order; who passes one on takes it out.
 
-        One that comes for the third time in short order is SIGKILL.
+        From the third SIGINT or SIGTERM in short order on they are SIGKILL.
         """
         with contextlib.suppress(BlockingIOError):
             caught = [number for number in os.read(self._reading, 256) if number in self._former]
-            self._pending += (signal.SIGKILL if self._taken.grows(n) else n for n in caught)
+            for number in caught:
+                self._insisted = self._insisted or self._taken.grows(number)
+                self._pending.append(signal.SIGKILL if self._insisted else number)
         return self._pending
 
     def check(self) -> None:
@@ -122,7 +125,8 @@ class Signals:
         poll = select.poll()
         poll.register(self._reading, select.POLLIN)
         poll.poll(seconds * 1000)
-        if signal.SIGKILL in self.pending():
+        self.pending()
+        if self._insisted:
             raise Interrupted(signal.SIGINT)
 
     def _caught(self, number: int, _: object) -> None:

@@ -156,10 +156,8 @@ class Puller:
         body = await self._content.read(manifest.config.digest)
         config = ImageConfig.parse(manifest.config.digest, body)
         if len(config.diff_ids) != len(manifest.layers):
-            raise MalformedConfig(
-                str(manifest.config.digest),
-                f"it has {len(config.diff_ids)} diff IDs, its manifest {len(manifest.layers)} layers",
-            )
+            counts = f"{len(config.diff_ids)} diff IDs for {len(manifest.layers)} layers"
+            raise MalformedConfig(str(manifest.config.digest), counts)
         return config
 
     async def _store(self, document: Document, children: Sequence[Descriptor]) -> None:

@@ -141,11 +141,14 @@ class Exit:
     :ivar exit_status: 0 to 255; 128 + the signal's number if a signal ended it;
         255 if it is not known (``lost``).
     :ivar exited_at: RFC 3339, UTC.
+    :ivar started_at: when it had been started, as exit records on disk tell; None:
+        never, or this is not such a record.
     """
 
     exit_status: int
     exit_reason: str
     exited_at: str
+    started_at: str | None = None
 
 
 @attrs.frozen
@@ -381,12 +384,18 @@ class IShimListener(Interface):
     def exited(run: str, process: str, exit: Exit) -> None:
         """A process has ended; its record is on disk.  May be told again after a reattach."""
 
+    def reconnected(run: str, states: Sequence[ProcessState]) -> None:
+        """A connection that was lost is there again; *states* are as they are now."""
+
     def died(run: str) -> None:
         """The shim itself is gone; told once for each shim that was forked or attached to."""
 
 
 class IShims(Interface):
     """All shims of this daemon."""
+
+    def listen(listener: IShimListener) -> None:
+        """Tell *listener* what happens; called once, before anything is forked or attached."""
 
     async def fork(spec: ShimSpec) -> IShim:
         """Have the template fork a shim, and connect to it.
@@ -399,7 +408,8 @@ class IShims(Interface):
     async def attach(run: str) -> IShim:
         """Connect to a shim that a former daemon left.
 
-        :raise ShimGone: there is none, or it does not answer in time.
+        :raise ShimGone: there is none.
+        :raise Unavailable: it lives but does not answer in time; it is left as it is.
         """
 
     async def found() -> Sequence[str]:
@@ -407,6 +417,12 @@ class IShims(Interface):
 
     async def records(run: str) -> Mapping[str, Exit]:
         """The exits on disk, by process, whether or not the shim lives."""
+
+    async def end(run: str, runtime: str | None) -> None:
+        """End a run's shim and processes by all means; its exit records stay.  Can be repeated.
+
+        Nothing more is told of it.
+        """
 
     async def destroy(run: str, runtime: str | None = None) -> None:
         """End a run by all means and leave nothing of it.

@@ -150,7 +150,7 @@ class SingleFlightTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(second), 7)
 
     def test_last_leaves(self) -> None:
-        """The last to leave ends the work and goes when it has ended; who comes then starts anew."""
+        """The last to leave ends the work, goes when it has ended; who comes then starts anew."""
         first = self.join()
         first.cancel()
         self.assertNoResult(first)

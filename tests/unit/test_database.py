@@ -71,9 +71,7 @@ class DatabaseTests(TestCase):
             for n in ("a", "b")
         ]
         bad = database.transact(fail)
-        good.append(
-            database.transact(lambda tx: tx.execute("INSERT INTO things VALUES ('c', 0)"))
-        )
+        good.append(database.transact(lambda tx: tx.execute("INSERT INTO things VALUES ('c', 0)")))
         await gatherResults(good)
         with self.assertRaises(ValueError):
             await bad
@@ -140,7 +138,9 @@ class MigrateTests(TestCase):
         connection.execute("INSERT INTO things VALUES ('x', 1)")
         migrate(connection, path, [Schema("a", (FIRST, SECOND))])
         migrate(connection, path, [Schema("a", (FIRST, SECOND))])
-        self.assertEqual(tuple(connection.execute("SELECT * FROM things").fetchone()), ("x", 1, "red"))
+        self.assertEqual(
+            tuple(connection.execute("SELECT * FROM things").fetchone()), ("x", 1, "red")
+        )
 
     def test_too_new(self) -> None:
         """A database of a newer version is refused and left as it is."""

@@ -31,7 +31,9 @@ class JournalTests(TestCase):
             lambda tx: [tx.emit(t, "s", {"a": 1}, namespace=namespace) for t in topics]
         )
 
-    def follow(self, journal: Journal, seen: list[Event | Trimmed], **how: object) -> Deferred[None]:
+    def follow(
+        self, journal: Journal, seen: list[Event | Trimmed], **how: object
+    ) -> Deferred[None]:
         async def run() -> None:
             async for event in journal.follow(**how):  # type: ignore[arg-type]
                 seen.append(event)
