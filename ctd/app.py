@@ -6,8 +6,12 @@ The only module that sees all parts.  ``twistd ctd`` comes in at
 
 from __future__ import annotations
 
+import fcntl
+import grp
 import os
+import secrets
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,47 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+import ctd
+from ctd.concurrency import settled
 from ctd.config import Config
-from ctd.errors import CtdError
-from ctd.model import utcnow
-from ctd.protocols.control.daemon import IDaemon
+from ctd.database import Database
+from ctd.errors import CtdError, InvalidArgument
+from ctd.events.journal import SCHEMA as EVENTS
+from ctd.events.journal import Journal
+from ctd.fetch.registry import Registry
+from ctd.images.download import Downloads
+from ctd.images.pull import Puller
+from ctd.images.records import SCHEMA as IMAGES
+from ctd.images.rootfs import ImageRootfs
+from ctd.images.service import Images
+from ctd.model import Platform, rfc3339, utcnow
+from ctd.protocols.control.daemon import About, IDaemon
+from ctd.protocols.control.table import Parts, control_methods
+from ctd.protocols.hangup import HangUps
+from ctd.protocols.listen import ControlSocket
+from ctd.protocols.peers import Access
+from ctd.protocols.server import ControlFactory
+from ctd.protocols.shim import VERSIONS as SHIM_PROTOCOLS
+from ctd.runtime.containers import Containers
+from ctd.runtime.host import host
+from ctd.runtime.making import Maker
+from ctd.runtime.places import Places
+from ctd.runtime.processes import Processes
+from ctd.runtime.schema import SCHEMA as RUNTIME
+from ctd.runtime.shims import Shims
+from ctd.runtime.table import Table
+from ctd.runtime.template import Template
+from ctd.stalls import StallMeter
+from ctd.storage.content import ContentStore
+from ctd.storage.disk import boot_id
+from ctd.storage.gc import GarbageCollector
+from ctd.storage.schema import SCHEMA as STORAGE
+from ctd.storage.snapshots.native import NativeSnapshotter
+from ctd.storage.snapshots.overlay import OverlaySnapshotter
+from ctd.storage.sync import Syncer
+from ctd.storage.unpack.pool import WorkerPool
+from ctd.storage.unpack.unpacker import Unpacker
+from ctd.threads import Workers
 
 #: Threads for blocking work; they wait for disks more than they compute.
 THREADS = 8
@@ -54,7 +95,7 @@ class Options(usage.Options):
     ]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["insecure-registry"] = []
 
     def opt_insecure_registry(self, host: str) -> None:
@@ -98,10 +139,12 @@ class Daemon(Service):
         self._starting: Deferred[None] | None = None
         self._started_at = utcnow()
         self._monotonic = time.monotonic()
+        self._stalls = StallMeter(reactor, time.monotonic)
+        self._closers: list[tuple[str, Callable[[], Coroutine[Any, Any, None]]]] = []
 
     def startService(self) -> None:
         """Begin to start; a failure ends the process with status 1."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._failed)
 
@@ -115,3 +158,204 @@ class Daemon(Service):
         # twistd ends with status 0 whatever happened; supervisors must see this.
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
         self._reactor.stop()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop what was started, last things first; containers run on."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await settled(self._starting)
+        while self._closers:
+            what, close = self._closers.pop()
+            try:
+                await close()
+            except Exception:  # noqa: BLE001 (the others are closed all the same)
+                self._log.failure("stopping {what}", what=what)
+
+    def _later(self, what: str, close: Callable[[], Any]) -> None:
+        """Have *close* called when the daemon stops, before all that was given earlier."""
+
+        async def closing() -> None:
+            result = close()
+            if result is not None:
+                await result
+
+        self._closers.append((what, closing))
+
+    def about(self) -> About:
+        """See :class:`ctd.protocols.control.daemon.IDaemon`."""
+        config = self._config
+        return About(
+            version=ctd.__version__,
+            pid=os.getpid(),
+            root=str(config.root),
+            state=str(config.state),
+            socket=str(config.socket),
+            platform=str(Platform.here()),
+            runtime=config.runtime,
+            snapshotter=config.snapshotter,
+            shim_protocol=SHIM_PROTOCOLS,
+            started_at=rfc3339(self._started_at),
+            uptime=time.monotonic() - self._monotonic,
+            stalls=self._stalls.stalls,
+        )
+
+    async def _start(self) -> None:
+        config, reactor = self._config, self._reactor
+        gid = _group(config.group)
+        self._take_root()
+        self._stalls.startService()
+        self._later("stall meter", self._stalls.stopService)
+        workers = Workers(reactor, "ctd-work", THREADS)
+        workers.start()
+        self._later("workers", workers.stop)
+        journal = Journal(utcnow)
+        schemas = [EVENTS, STORAGE, IMAGES, RUNTIME]
+        database = Database(reactor, config.root / "metadata.db", schemas, journal)
+        await database.open()
+        journal.use(database)
+        self._later("database", database.close)
+        storage = await self._storage(database, workers)
+        images = self._images(database, storage)
+        rootfs = ImageRootfs(
+            images,
+            storage.content,
+            storage.collector,
+            storage.snapshotters,
+            config.snapshotter,
+            workers,
+            self._spot(),
+        )
+        containers, processes = await self._runtime(database, workers, rootfs)
+        parts = Parts(
+            daemon=self,
+            images=images,
+            containers=containers,
+            processes=processes,
+            journal=journal,
+            content=storage.content,
+            snapshotters=storage.snapshotters,
+            snapshotter=config.snapshotter,
+            collector=storage.collector,
+        )
+        hangups = HangUps(reactor)
+        factory = ControlFactory(control_methods(parts), reactor, hangups, Access(gid))
+        socket = ControlSocket(reactor, config.socket, factory, gid)
+        socket.startService()
+        self._later("control socket", socket.stopService)
+        self._log.info("ctd {version} listens on {path}", version=ctd.__version__,
+                       path=config.socket)  # fmt: skip
+        await storage.collector.collect()
+
+    def _take_root(self) -> None:
+        config = self._config
+        for directory in (config.root, config.state):
+            directory.mkdir(0o700, parents=True, exist_ok=True)
+        self._lock = os.open(
+            config.root / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        self._later("root directory", lambda: os.close(self._lock))
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RootInUse(str(config.root)) from None
+
+    def _spot(self) -> Path:
+        spot = self._config.state / "peek"
+        spot.mkdir(0o700, exist_ok=True)
+        return spot
+
+    async def _storage(self, database: Database, workers: Workers) -> _Storage:
+        root = self._config.root
+        content = ContentStore(database, workers, root, utcnow)
+        syncer = Syncer(workers, root)
+        self._later("syncer", syncer.close)
+        snapshotters: dict[str, Any] = {
+            kind.name: kind(database, workers, root, utcnow, syncer.sync)
+            for kind in (OverlaySnapshotter, NativeSnapshotter)
+        }
+        if self._config.snapshotter not in snapshotters:
+            known = ", ".join(sorted(snapshotters))
+            raise InvalidArgument("--snapshotter", f"is one of {known}")
+        await content.recover()
+        for snapshotter in snapshotters.values():
+            await snapshotter.recover()
+        collector = GarbageCollector(database, content, snapshotters)
+        pool = WorkerPool(self._reactor, self._config.workers)
+        pool.start()
+        self._later("unpack workers", pool.stop)
+        return _Storage(content, snapshotters, collector, Unpacker(snapshotters, pool))
+
+    def _images(self, database: Database, storage: _Storage) -> Images:
+        config = self._config
+        registry = Registry(self._reactor, insecure=frozenset(config.insecure_registries))
+        self._later("registry connections", registry.close)
+        downloads = Downloads(self._reactor, registry, storage.content, config.downloads)
+        puller = Puller(registry, storage.content, storage.unpacker, storage.collector, downloads)
+        return Images(
+            database, storage.content, storage.collector, puller, config.snapshotter, utcnow
+        )
+
+    async def _runtime(
+        self, database: Database, workers: Workers, rootfs: ImageRootfs
+    ) -> tuple[Containers, Processes]:
+        config, reactor = self._config, self._reactor
+        places = Places(config.root, config.state)
+        template = Template(reactor, reactor)
+        template.start()
+        self._later("template", template.stop)
+        shims = Shims(reactor, template, places, workers)
+        self._later("shims", shims.close)
+        table = Table(database)
+        here = await workers.run(host)
+        maker = Maker(table, shims, places, rootfs, workers, here)
+        containers = Containers(
+            reactor,
+            table,
+            shims,
+            places,
+            rootfs,
+            workers,
+            maker,
+            runtime=config.runtime,
+            snapshotter=config.snapshotter,
+            run_ids=lambda: secrets.token_hex(6),
+            boot_id=boot_id(),
+            now=utcnow,
+        )
+        self._later("containers", containers.stop)
+        await containers.recover()
+        return containers, Processes(table, places, rootfs, utcnow, here)
+
+
+@attrs.frozen
+class _Storage:
+    content: ContentStore
+    snapshotters: dict[str, Any]
+    collector: GarbageCollector
+    unpacker: Unpacker
+
+
+def _group(name: str | None) -> int | None:
+    """The group's number.  :raise InvalidArgument: there is no such group."""
+    if name is None:
+        return None
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise InvalidArgument("--group", f"there is no group {name!r}") from None
+
+
+def makeService(options: Options) -> Service:
+    """What ``twistd ctd`` runs.
+
+    :raise usage.UsageError: something this machine lacks; said before twistd goes on.
+    """
+    from twisted.internet import reactor
+
+    if os.geteuid() != 0:
+        raise usage.UsageError("ctd runs containers and so needs root")
+    return Daemon(reactor, options.config())

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 T = TypeVar("T")
@@ -50,10 +51,8 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
     running.addBoth(result.append)
     cancelled: CancelledError | None = None
     while not result:
-        over: Deferred[None] = Deferred(lambda _: None)
-        running.addBoth(lambda _, over=over: None if over.called else over.callback(None))
         try:
-            await over
+            await ended(running)
         except CancelledError as error:
             cancelled = error
     outcome = result[0]
@@ -61,7 +60,7 @@ async def shielded(work: Coroutine[Any, Any, T]) -> T:
         outcome.raiseException()
     if cancelled is not None:
         raise cancelled
-    return outcome  # type: ignore[return-value]
+    return outcome
 
 
 @asynccontextmanager
@@ -105,3 +104,26 @@ async def together(work: Sequence[Coroutine[Any, Any, Any]]) -> None:
         for one in running:
             await settled(one)
         raise
+
+
+async def within(clock: IReactorTime, seconds: float, work: Sequence[Deferred[Any]]) -> None:
+    """Wait until all of *work* has fired, at most *seconds*; none of it is cancelled."""
+    over: Deferred[None] = Deferred(lambda _: None)
+    left = len(work)
+    if not left:
+        return
+
+    def finished(_: None) -> None:
+        nonlocal left
+        left -= 1
+        if not left and not over.called:
+            over.callback(None)
+
+    timer = clock.callLater(seconds, over.callback, None)
+    for one in work:
+        ended(one).addCallback(finished)
+    try:
+        await over
+    finally:
+        if timer.active():
+            timer.cancel()

@@ -69,4 +69,4 @@ class SingleFlight(Generic[K, T]):
         del self._flights[key]
         waiting, flight.waiting = flight.waiting, []
         for waiter in waiting:
-            waiter.callback(result)  # type: ignore[arg-type]
+            waiter.callback(result)

@@ -44,13 +44,13 @@ class StallMeter(Service):
 
     def startService(self) -> None:
         """Begin to measure."""
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         self._expected = self._monotonic()
         self._call.start(INTERVAL)
 
     def stopService(self) -> None:
         """End measuring."""
-        super().stopService()
+        super().stopService()  # type: ignore[no-untyped-call]
         self._call.stop()
 
     def _look(self) -> None:

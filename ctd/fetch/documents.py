@@ -21,7 +21,8 @@ from ctd.model import Descriptor, Digest, MediaType, Platform
 LAYERS_LIMIT = 1000
 ENTRIES_LIMIT = 4096
 
-_SCHEMA_1 = "it is Docker's schema 1, which is obsolete: pull and push it once with a current tool"
+_SCHEMA_1 = "it is Docker's schema 1, which is obsolete: push it again with a current tool"
+_SCHEMA_1_TYPE = "application/vnd.docker.distribution.manifest.v1+"
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MEDIA_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*")
 
@@ -60,17 +61,18 @@ def parse(descriptor: Descriptor, body: bytes) -> Manifest | Index:
     """
     kind = _kind(descriptor.media_type)
     if kind is None:
-        what = "document"
-        if "manifest.v1" in descriptor.media_type:
-            raise MalformedDocument(what, _SCHEMA_1)
-        raise MalformedDocument(what, f"ctd does not read {descriptor.media_type[:100]!r}")
+        raise _unreadable(descriptor.media_type)
     document = _decode(kind, body)
-    if _shape(document) != kind or _kind(document.media_type or descriptor.media_type) != kind:
-        raise MalformedDocument(kind, f"its media type is not that of its contents: {kind}")
+    if document.media_type and _kind(document.media_type) != kind:
+        raise MalformedDocument(kind, f"it calls itself {document.media_type[:100]!r}")
+    if _shape(document) != kind:
+        raise MalformedDocument(kind, f"it has not the fields of {kind} alone")
     try:
         if kind == "index":
             return _index(descriptor, document)
         return _manifest(descriptor, document)
+    except MalformedDocument:
+        raise
     except CtdError as error:
         raise MalformedDocument(kind, str(error)) from None
 
@@ -82,13 +84,11 @@ def media_type(declared: str, body: bytes) -> str:
     :raise MalformedDocument: the body is no manifest or index either.
     """
     declared = declared.partition(";")[0].strip().lower()
-    if _kind(declared) or "manifest.v1" in declared:
+    if _kind(declared) or declared.startswith(_SCHEMA_1_TYPE):
         return declared
     document = _decode("document", body)
-    if _kind(document.media_type):
-        return document.media_type
     if document.media_type:
-        raise MalformedDocument("document", f"ctd does not read {document.media_type[:100]!r}")
+        return document.media_type
     return MediaType.OCI_INDEX if _shape(document) == "index" else MediaType.OCI_MANIFEST
 
 
@@ -96,6 +96,12 @@ def _kind(media_type: str) -> str | None:
     if media_type in MediaType.MANIFESTS:
         return "manifest"
     return "index" if media_type in MediaType.INDEXES else None
+
+
+def _unreadable(media_type: str) -> MalformedDocument:
+    if media_type.startswith(_SCHEMA_1_TYPE):
+        return MalformedDocument("manifest", _SCHEMA_1)
+    return MalformedDocument("document", f"ctd does not read {media_type[:100]!r}")
 
 
 def _decode(what: str, body: bytes) -> _Document:
@@ -110,17 +116,12 @@ def _decode(what: str, body: bytes) -> _Document:
     return document
 
 
-def _shape(document: _Document) -> str:
-    """What a document is by its fields; neither one if it has those of both or of none."""
-    manifest = document.config is not None and document.layers is not None
-    partly = document.config is not None or document.layers is not None
-    match manifest, partly, document.manifests is not None:
-        case True, _, False:
-            return "manifest"
-        case _, False, True:
-            return "index"
-        case _:
-            return "neither"
+def _shape(document: _Document) -> str | None:
+    """What a document is by its fields; None if it has those of both, or of neither."""
+    config, layers = document.config is not None, document.layers is not None
+    if document.manifests is None:
+        return "manifest" if config and layers else None
+    return None if config or layers else "index"
 
 
 def _manifest(descriptor: Descriptor, document: _Document) -> Manifest:

@@ -80,9 +80,15 @@ class IBlobStream(Interface):
 
 
 class IRegistry(Interface):
-    """Images by name, from whatever registries their names point to."""
+    """Images by name, from whatever registries their names point to.
 
-    async def resolve(reference: Reference) -> Document:
+    *plain_http* says how the registry is spoken to: True is plain HTTP, False
+    is TLS, and None is what its name asks for: plain HTTP on loopback and to
+    registries that the operator has declared insecure, TLS to all others.
+    Credentials go over plain HTTP only where None would use it too.
+    """
+
+    async def resolve(reference: Reference, plain_http: bool | None = None) -> Document:
         """What *reference* names now: an index or a manifest.
 
         With a digest in the reference the body is what hashes to it, or there
@@ -96,13 +102,20 @@ class IRegistry(Interface):
         :raise ResourceExhausted: it is larger than :data:`MANIFEST_LIMIT`.
         """
 
-    async def manifest(reference: Reference, descriptor: Descriptor) -> Document:
+    async def manifest(
+        reference: Reference, descriptor: Descriptor, plain_http: bool | None = None
+    ) -> Document:
         """The manifest or index *descriptor* points to, in *reference*'s repository.
 
         Errors as for :meth:`resolve`; the size must match too.
         """
 
-    async def blob(reference: Reference, descriptor: Descriptor, offset: int = 0) -> IBlobStream:
+    async def blob(
+        reference: Reference,
+        descriptor: Descriptor,
+        offset: int = 0,
+        plain_http: bool | None = None,
+    ) -> IBlobStream:
         """Open *descriptor*'s bytes, from *offset* where the server can do that.
 
         The caller looks at the stream's ``offset``: a server that ignores
@@ -110,13 +123,17 @@ class IRegistry(Interface):
         them hashes them.
 
         :raise NotFound: the registry does not have it.
-        :raise TransferBroken: the server declares another size.
+        :raise TransferBroken: the server declares another size, or another range.
+        :raise InvalidArgument: *offset* is beyond the blob.
         :raise Unauthorized: as for :meth:`resolve`.
         :raise RegistryUnavailable: as for :meth:`resolve`.
         """
 
-    async def tags(reference: Reference) -> list[str]:
-        """The tags of *reference*'s repository, sorted.  Errors as for :meth:`resolve`."""
+    async def tags(reference: Reference, plain_http: bool | None = None) -> list[str]:
+        """The tags of *reference*'s repository, sorted.  Errors as for :meth:`resolve`.
+
+        :raise ResourceExhausted: there are more than a hundred thousand.
+        """
 
 
 class IPlatformChoice(Interface):
@@ -133,7 +150,10 @@ class ICredentials(Interface):
     """Who ctd is to a registry."""
 
     async def lookup(host: str) -> tuple[str, str] | None:
-        """The user and password (or token) for *host*, ``name[:port]``, or None."""
+        """The user and password (or token) for *host*, or None.
+
+        :param host: ``name[:port]`` as references have it: Docker Hub is ``docker.io``.
+        """
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from ctd.errors import AlreadyExists
-from ctd.fetch.errors import TransferBroken
+from ctd.fetch.errors import RegistryUnavailable, TransferBroken
 from ctd.fetch.interfaces import IRegistry
 from ctd.fetch.reference import Reference
 from ctd.model import Descriptor, Digest
@@ -41,19 +41,26 @@ class Downloads:
         self._progress: dict[Digest, list[Callable[[int], None]]] = {}
 
     async def fetch(
-        self, reference: Reference, blob: Descriptor, progress: Callable[[int], None]
+        self,
+        reference: Reference,
+        blob: Descriptor,
+        progress: Callable[[int], None],
+        plain_http: bool | None = None,
     ) -> None:
         """Have *blob* in the content store, verified.
 
         :param progress: told how many bytes have come; by the download that
             runs, whoever began it.
+        :param plain_http: see :class:`ctd.fetch.interfaces.IRegistry`; a download
+            that runs already goes on as it was begun.
         :raise TransferBroken: it broke again and again; what came is kept, and
             the next fetch goes on from there.
+        :raise RegistryUnavailable: likewise, before a byte came.
         """
         listeners = self._progress.setdefault(blob.digest, [])
         listeners.append(progress)
         try:
-            await self._flights.join(blob.digest, lambda: self._fetch(reference, blob))
+            await self._flights.join(blob.digest, lambda: self._fetch(reference, blob, plain_http))
         finally:
             listeners.remove(progress)
             if not listeners:
@@ -63,12 +70,12 @@ class Downloads:
         for listener in self._progress.get(digest, ()):
             listener(offset)
 
-    async def _fetch(self, reference: Reference, blob: Descriptor) -> None:
+    async def _fetch(self, reference: Reference, blob: Descriptor, plain_http: bool | None) -> None:
         await self._slots.acquire()
         try:
             ingest = await self._content.ingest(str(blob.digest), blob)
             try:
-                await self._transfer(reference, blob, ingest)
+                await self._transfer(reference, blob, ingest, plain_http)
                 await ingest.commit()
             finally:
                 await ingest.close()
@@ -78,21 +85,25 @@ class Downloads:
             self._slots.release()
         self._tell(blob.digest, blob.size)
 
-    async def _transfer(self, reference: Reference, blob: Descriptor, ingest: IIngest) -> None:
+    async def _transfer(
+        self, reference: Reference, blob: Descriptor, ingest: IIngest, plain_http: bool | None
+    ) -> None:
         failures = 0
         while ingest.offset < blob.size:
             before = ingest.offset
             try:
-                await self._stream(reference, blob, ingest)
-            except TransferBroken as error:
+                await self._stream(reference, blob, ingest, plain_http)
+            except (TransferBroken, RegistryUnavailable) as error:
                 failures = failures + 1 if ingest.offset == before else 1
                 if failures >= ATTEMPTS:
                     raise
                 self._log.warn("{error}; trying again", error=error)
                 await _sleep(self._clock, PAUSE * 2**failures)
 
-    async def _stream(self, reference: Reference, blob: Descriptor, ingest: IIngest) -> None:
-        stream = await self._registry.blob(reference, blob, ingest.offset)
+    async def _stream(
+        self, reference: Reference, blob: Descriptor, ingest: IIngest, plain_http: bool | None
+    ) -> None:
+        stream = await self._registry.blob(reference, blob, ingest.offset, plain_http)
         async with stream:
             skip = ingest.offset - stream.offset
             async for chunk in stream:

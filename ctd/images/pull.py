@@ -75,24 +75,26 @@ class Puller:
         snapshotter: str,
         progress: Progress,
         holds: list[Callable[[], None]],
+        plain_http: bool | None = None,
     ) -> Pulled:
         """Bring *reference* here for *platform*.
 
+        :param plain_http: see :class:`ctd.fetch.interfaces.IRegistry`.
         :param holds: gets what releases the holds, for the caller to call when
             the image has its name, or when all has failed.
         """
-        target = await self._registry.resolve(reference)
+        target = await self._registry.resolve(reference, plain_http)
         document = parse(target.descriptor, target.body)
         index, manifest_document = None, target
         if isinstance(document, Index):
             index = document
             chosen = choose(document, platform)
-            manifest_document = await self._registry.manifest(reference, chosen)
+            manifest_document = await self._registry.manifest(reference, chosen, plain_http)
             document = parse(manifest_document.descriptor, manifest_document.body)
         if not isinstance(document, Manifest):
             raise NotFound("manifest in an index of indexes", str(reference))
         self._hold(holds, target.descriptor, document.descriptor, document.config, *document.layers)
-        await self._downloads.fetch(reference, document.config, lambda _: None)
+        await self._downloads.fetch(reference, document.config, lambda _: None, plain_http)
         config = await self._config(document)
         chain = chain_ids(config.diff_ids)
         self._hold_layers(holds, snapshotter, chain)
@@ -101,10 +103,8 @@ class Puller:
             await self._store(target, index.manifests)
         layers = _layers(document, config, chain)
         states = progress.layers(document.layers)
-        work = [self._download(reference, state, progress) for state in states] + self._unpacking(
-            snapshotter, layers, states, progress
-        )
-        await together(work)
+        downloading = [self._download(reference, state, progress, plain_http) for state in states]
+        await together(downloading + self._unpacking(snapshotter, layers, states, progress))
         progress.phase("done")
         documents = {d.digest: d.size for d in (target.descriptor, document.descriptor)}
         blobs = {d.digest: d.size for d in (document.config, *document.layers)}
@@ -164,11 +164,16 @@ class Puller:
         await self._content.put(document.descriptor, document.body, [c.digest for c in children])
 
     async def _download(
-        self, reference: Reference, layer: LayerProgress, progress: Progress
+        self,
+        reference: Reference,
+        layer: LayerProgress,
+        progress: Progress,
+        plain_http: bool | None,
     ) -> None:
-        await self._downloads.fetch(
-            reference, layer.descriptor, lambda offset: progress.downloaded(layer, offset)
-        )
+        def arrived(offset: int) -> None:
+            progress.downloaded(layer, offset)
+
+        await self._downloads.fetch(reference, layer.descriptor, arrived, plain_http)
 
     def _unpacking(
         self,

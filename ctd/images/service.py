@@ -32,7 +32,7 @@ class _Running:
     users: int = 0
 
 
-_Key = tuple[str, Platform, str]
+_Key = tuple[str, Platform, str, bool | None]
 
 
 @implementer(IImages)
@@ -74,7 +74,7 @@ class Images:
         parsed = Reference.parse(reference)
         platform = platform or Platform.here()
         snapshotter = snapshotter or self._snapshotter
-        key = (str(parsed), platform, snapshotter)
+        key = (str(parsed), platform, snapshotter, plain_http)
         running = self._running.setdefault(key, _Running())
         running.users += 1
         forget = running.progress.listen(progress) if progress is not None else None

@@ -198,11 +198,11 @@ class Stream:
         return f"Stream({values})"
 
 
-_CHOICES = {
+_CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "fifo": {"unread": ("block", "drop")},
     "file": {"format": ("raw", "json", "cri")},
 }
-_NUMBERS = {"file": {"max_size": (1, 1 << 62), "max_files": (1, 1000)}}
+_NUMBERS: dict[str, dict[str, tuple[int, int]]] = {"file": {"max_size": (1, 1 << 62), "max_files": (1, 1000)}}
 
 
 def stream(uri: object, field: str = "stdout") -> Stream:
@@ -259,7 +259,7 @@ def _unescaped(text: str) -> str:
 
 
 def _set(parsed: Stream, field: str, name: str, value: str) -> None:
-    choices = _CHOICES[parsed.kind].get(name)
+    choices = _CHOICES.get(parsed.kind, {}).get(name)
     bounds = _NUMBERS.get(parsed.kind, {}).get(name)
     if choices is not None:
         if value not in choices:

@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ctd.concurrency import holding, settled, shielded
+from ctd.concurrency import holding, settled, shielded, within
 from ctd.errors import CtdError, DeadlineExceeded, NotFound, Unavailable
 from ctd.model import rfc3339
 from ctd.runtime import lifecycle, reattach, views
@@ -110,12 +110,7 @@ class Containers:
         slots = DeferredSemaphore(AT_A_TIME)
         steps = reattach.plan(records, found, self._boot_id)
         work = [self._begin(self._in_slot(slots, step), "recovery") for step in steps]
-        grace = deferLater(self._clock, GRACE, lambda: None)
-        for one in work:
-            one.addBoth(lambda _: None)
-            one.addCallback(lambda _: all(w.called for w in work) and grace.cancel())
-        if work:
-            await settled(grace)
+        await within(self._clock, GRACE, work)
 
     async def stop(self) -> None:
         """End what goes on beside the calls; containers run on."""

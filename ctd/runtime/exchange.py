@@ -79,7 +79,11 @@ class Exchange:
         """
         self._last += 1
         number = self._last
-        reply: Deferred[Any] = Deferred(lambda _: self._drop(number))
+
+        def drop(_: Deferred[Any]) -> None:
+            self._drop(number)
+
+        reply: Deferred[Any] = Deferred(drop)
         pending = self._pending[number] = _Pending(method, reply)
         pending.timer = self._clock.callLater(seconds, self._late, number, seconds)
         line = {"id": number, "method": method, "params": params}

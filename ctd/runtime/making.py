@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,10 +10,11 @@ import attrs
 from ctd.model import Mount, ProcessDefaults, User
 from ctd.protocols import shim as words
 from ctd.runtime import bundle
+from ctd.runtime.host import Host
 from ctd.runtime.interfaces import ContainerRequest, IRootfsSource, IShims, ShimSpec
 from ctd.runtime.places import Places
 from ctd.runtime.records import Record
-from ctd.runtime.spec import container_spec
+from ctd.runtime.spec import cgroups_path, container_spec
 from ctd.runtime.table import Entry, Table
 from ctd.threads import IWorkers
 
@@ -38,14 +39,14 @@ class Maker:
         places: Places,
         rootfs: IRootfsSource,
         workers: IWorkers,
-        spec: Callable[..., dict[str, Any]] = container_spec,
+        host: Host,
     ) -> None:
         self._table = table
         self._shims = shims
         self._places = places
         self._rootfs = rootfs
         self._workers = workers
-        self._spec = spec
+        self._host = host
 
     async def make(self, entry: Entry) -> None:
         """Bring *entry* from being made to created.  Errors as for ``IContainers.create``."""
@@ -79,7 +80,7 @@ class Maker:
     async def _generated(self, record: Record, root: _Root) -> dict[str, Any]:
         request = record.request
         user = await self._user(request, root)
-        return self._spec(request, root.defaults, user, record.run)
+        return container_spec(request, root.defaults, user, record.run, self._host)
 
     async def _user(self, request: ContainerRequest, root: _Root) -> User:
         wanted = root.defaults.user if request.user is None else request.user
@@ -93,5 +94,5 @@ def _bind(directory: str) -> Mount:
 def _own(config: Mapping[str, Any], run: str) -> dict[str, Any]:
     """A client's configuration, with the root where the shim mounts it and a cgroup of its own."""
     linux = dict(config.get("linux") or {})
-    linux["cgroupsPath"] = f"/ctd/{run}"
+    linux["cgroupsPath"] = cgroups_path(run)
     return {**config, "root": {**config["root"], "path": words.ROOTFS}, "linux": linux}

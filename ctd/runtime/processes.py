@@ -13,6 +13,7 @@ from ctd.model import User, rfc3339
 from ctd.runtime import lifecycle, views
 from ctd.runtime.checks import check_exec
 from ctd.runtime.containers import live
+from ctd.runtime.host import Host
 from ctd.runtime.interfaces import INIT, ExecRequest, Exit, IProcesses, IRootfsSource, Process
 from ctd.runtime.lifecycle import Creating, Gone, Running
 from ctd.runtime.places import Places
@@ -31,11 +32,13 @@ class Processes:
         places: Places,
         rootfs: IRootfsSource,
         now: Callable[[], datetime],
+        host: Host,
     ) -> None:
         self._table = table
         self._places = places
         self._rootfs = rootfs
         self._now = now
+        self._host = host
 
     async def exec(self, request: ExecRequest) -> Process:
         """See :class:`IProcesses`."""
@@ -60,7 +63,7 @@ class Processes:
 
     async def _run(self, entry: Entry, record: ProcessRecord, user: User | None) -> None:
         request = record.request
-        spec = exec_process(entry.record.process, request, user)
+        spec = exec_process(entry.record.process, request, user, self._host)
         try:
             state = await live(entry).exec(request.id, spec, request.stdio, request.terminal)
         except CtdError:

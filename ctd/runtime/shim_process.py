@@ -84,10 +84,10 @@ class ShimProcess(ProcessProtocol):
 
     # ProcessProtocol.
 
-    def makeConnection(self, transport: ProcessTransport) -> None:  # type: ignore[override]
+    def makeConnection(self, transport: ProcessTransport) -> None:
         """See ProcessProtocol."""
         self._transport = transport
-        super().makeConnection(transport)  # type: ignore[arg-type]
+        super().makeConnection(transport)  # type: ignore[no-untyped-call]
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         """See ProcessProtocol."""

@@ -92,7 +92,7 @@ class Shims:
             raise ShimGone(run, "its directory is gone") from None
         shim = ShimProcess(self._reactor, run, runtime, dirfd, self, os.close)
         try:
-            ProcessTransport(self._reactor, pid, start_time, shim)  # type: ignore[arg-type]
+            ProcessTransport(self._reactor, pid, start_time, shim)
         except ProcessLookupError:
             os.close(dirfd)
             raise ShimGone(run, "it has died") from None

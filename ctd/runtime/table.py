@@ -8,7 +8,7 @@ what is recorded, a moment later.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import attrs
 from twisted.internet.defer import Deferred, DeferredLock
@@ -67,9 +67,9 @@ class Table:
         self._runs[entry.run] = entry
         self._names[entry.record.namespace, entry.record.id] = entry
 
-    def __iter__(self) -> Iterable[Entry]:
+    def __iter__(self) -> Iterator[Entry]:
         """All, by creation, those that are being made too."""
-        return iter(list(self._runs.values()))  # type: ignore[return-value]
+        return iter(list(self._runs.values()))
 
     def by_run(self, run: str) -> Entry | None:
         """The container that *run* is a life of."""

@@ -96,7 +96,7 @@ class ProcessTransport:
     def connected(self, socket: _Socket) -> None:
         """A socket is there; called by it."""
         if self._abandoned or self._exited:
-            _transport(socket).abortConnection()  # type: ignore[attr-defined]
+            _transport(socket).loseConnection()
         else:
             self._socket = socket
 
@@ -142,7 +142,7 @@ class ProcessTransport:
 
     def _reason(self) -> Failure:
         # Only a parent is told how a process ended.
-        return Failure(ProcessTerminated())  # type: ignore[no-untyped-call]
+        return Failure(ProcessTerminated())
 
     def _close_pidfd(self) -> None:
         if self._pidfd >= 0:
