@@ -30,6 +30,8 @@ from ctd.database import Database
 from ctd.errors import CtdError, InvalidArgument
 from ctd.events.journal import SCHEMA as EVENTS
 from ctd.events.journal import Journal
+from ctd.fetch.connections import Connections
+from ctd.fetch.credentials import DockerCredentials
 from ctd.fetch.registry import Registry
 from ctd.images.download import Downloads
 from ctd.images.pull import Puller
@@ -219,7 +221,7 @@ class Daemon(Service):
         journal.use(database)
         self._later("database", database.close)
         storage = await self._storage(database, workers)
-        images = self._images(database, storage)
+        images = self._images(database, workers, storage)
         rootfs = ImageRootfs(
             images,
             storage.content,
@@ -289,9 +291,14 @@ class Daemon(Service):
         self._later("unpack workers", pool.stop)
         return _Storage(content, snapshotters, collector, Unpacker(snapshotters, pool))
 
-    def _images(self, database: Database, storage: _Storage) -> Images:
+    def _images(self, database: Database, workers: Workers, storage: _Storage) -> Images:
         config = self._config
-        registry = Registry(self._reactor, insecure=frozenset(config.insecure_registries))
+        registry = Registry(
+            self._reactor,
+            Connections(self._reactor),
+            DockerCredentials(workers, _docker_config()),
+            config.insecure_registries,
+        )
         self._later("registry connections", registry.close)
         downloads = Downloads(self._reactor, registry, storage.content, config.downloads)
         puller = Puller(registry, storage.content, storage.unpacker, storage.collector, downloads)
@@ -347,6 +354,12 @@ def _group(name: str | None) -> int | None:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError:
         raise InvalidArgument("--group", f"there is no group {name!r}") from None
+
+
+def _docker_config() -> Path:
+    """Where docker, podman and skopeo look for credentials too."""
+    directory = os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker"
+    return Path(directory) / "config.json"
 
 
 def makeService(options: Options) -> Service:

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
     from ctd.cli.session import Session
 
-#: The shim writes output to JSON lines files of the container's own, which go with it.
-LOGGED = {"stdin": "null", "stdout": "log", "stderr": "log"}
-
-
 def create_options(parser: argparse.ArgumentParser) -> None:
     """Options of create."""
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress of a pull")
@@ -32,7 +28,7 @@ def create_options(parser: argparse.ArgumentParser) -> None:
 def run_options(parser: argparse.ArgumentParser) -> None:
     """Options of run."""
     add = parser.add_argument
-    add("-d", "--detach", action="store_true", help="print the id and leave it running")
+    add("-d", "--detach", action="store_true", help="print the id; its output is not kept")
     add("--rm", action="store_true", help="remove the container when it has ended")
     add("-i", "--interactive", action="store_true", help="pass standard input on")
     create_options(parser)
@@ -50,7 +46,7 @@ def start_options(parser: argparse.ArgumentParser) -> None:
 
 def create(session: Session, options: argparse.Namespace) -> int:
     """Make a container and print its id."""
-    params = {**container_params(options, _name(options)), "stdio": LOGGED}
+    params = container_params(options, _name(options))
     with Signals() as signals:
         _create(session, params, options.quiet, signals)
     print(params["id"], flush=True)
@@ -77,7 +73,7 @@ def run(session: Session, options: argparse.Namespace) -> int:
     with Signals() as signals:
         if not options.detach:
             return _foreground(session, options, params, signals)
-        _create(session, {**params, "stdio": LOGGED}, options.quiet, signals)
+        _create(session, params, options.quiet, signals)
         try:
             signals.check()
             session.call("containers.start", id=params["id"])

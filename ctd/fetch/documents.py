@@ -9,6 +9,7 @@ are refused (CVE-2021-41190).
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 
@@ -49,7 +50,7 @@ class _Document(msgspec.Struct, rename="camel"):
     config: _Descriptor | None = None
     layers: list[_Descriptor] | None = None
     manifests: list[_Descriptor] | None = None
-    fs_layers: msgspec.Raw | None = None
+    fs_layers: Any = None
 
 
 def parse(descriptor: Descriptor, body: bytes) -> Manifest | Index:

@@ -67,7 +67,7 @@ class Reply:
 
     def hang_up(self) -> None:
         """Close the connection: nobody wants the body."""
-        self.response.deliverBody(_Body(0, Deferred(lambda _: None)))
+        self.response.deliverBody(_Unwanted())
 
 
 class Exchange:
@@ -196,6 +196,15 @@ class _BrokeOff(Exception):
     """The body ended before its end."""
 
 
+class _Unwanted(Protocol):
+    """A body that nobody wants: the connection is closed."""
+
+    def connectionMade(self) -> None:
+        """Close it."""
+        if self.transport is not None:
+            self.transport.loseConnection()
+
+
 class _Body(Protocol):
     """Collects a body.
 
@@ -207,11 +216,6 @@ class _Body(Protocol):
         self._limit = limit
         self._done = done
         self._chunks: list[bytes] = []
-
-    def connectionMade(self) -> None:
-        """Hang up at once if nothing is wanted."""
-        if self._limit == 0:
-            self.hang_up()
 
     def dataReceived(self, data: bytes) -> None:
         """Keep a part."""

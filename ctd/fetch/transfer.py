@@ -26,8 +26,9 @@ CHUNK_SIZE = 256 << 10
 LINGER = 0.02
 #: Reading stops at this many waiting bytes, and goes on at half of them.
 WAITING_LIMIT = 1 << 20
-#: How long a server may send nothing.
+#: How long a server may take for so many bytes: a drip is no better than silence.
 SILENCE_SECONDS = 30.0
+STEP_SIZE = 1 << 10
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
@@ -78,7 +79,7 @@ class BlobStream(Protocol):
         self._blob = blob
         self._missing = blob.size - offset
         self._waiting: deque[bytes] = deque()
-        self._size = 0
+        self._size = self._step = 0
         self._paused = self._lingered = self._over = False
         self._broken: TransferBroken | None = None
         self._reader: Deferred[None] | None = None
@@ -92,7 +93,9 @@ class BlobStream(Protocol):
         """Keep what came, and stop reading if much waits."""
         if self._over:
             return
-        self._heard = self._clock.seconds()
+        self._step += len(data)
+        if self._step >= STEP_SIZE:
+            self._heard, self._step = self._clock.seconds(), 0
         excess = len(data) > self._missing
         if excess:
             data = data[: self._missing]
@@ -186,7 +189,7 @@ class BlobStream(Protocol):
             self._silence = self._clock.callLater(left, self._watch)
         else:
             self._silence = None
-            self._break(f"nothing came for {SILENCE_SECONDS:g} s")
+            self._break(f"less than {STEP_SIZE} bytes came in {SILENCE_SECONDS:g} s")
 
     def _break(self, reason: str) -> None:
         self._finish(reason)

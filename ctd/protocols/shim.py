@@ -202,7 +202,9 @@ _CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "fifo": {"unread": ("block", "drop")},
     "file": {"format": ("raw", "json", "cri")},
 }
-_NUMBERS: dict[str, dict[str, tuple[int, int]]] = {"file": {"max_size": (1, 1 << 62), "max_files": (1, 1000)}}
+_NUMBERS: dict[str, dict[str, tuple[int, int]]] = {
+    "file": {"max_size": (1, 1 << 62), "max_files": (1, 1000)}
+}
 
 
 def stream(uri: object, field: str = "stdout") -> Stream:

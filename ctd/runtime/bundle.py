@@ -13,6 +13,7 @@ import msgspec
 
 from ctd.errors import InvalidArgument
 from ctd.protocols import shim as words
+from ctd.runtime import cgroups
 from ctd.runtime.places import Places
 
 CONFIG = "config.json"
@@ -22,7 +23,8 @@ CONFIG_LIMIT = 4 << 20
 
 
 def write(places: Places, run: str, config: Mapping[str, Any]) -> None:
-    """Make the directories of *run*, with *config* in its bundle.  Can be repeated."""
+    """Make the directories and cgroups of *run*, with *config* in its bundle.  Can be repeated."""
+    cgroups.make(run)
     bundle = places.bundle(run)
     for directory in (
         places.runtime_root,

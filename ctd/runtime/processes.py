@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from zope.interface import implementer
 
@@ -46,9 +47,10 @@ class Processes:
         entry = self._table.find(request.namespace, request.container)
         lifecycle.container(entry.record.id, entry.record.state, lambda it: it.exec())
         user = await self._user(entry, request)
+        spec = exec_process(entry.record.process, request, user, self._host)
         record = ProcessRecord(entry.run, request)
         await self._table.reserve_process(entry, record)
-        await shielded(self._run(entry, record, user))
+        await shielded(self._run(entry, record, spec))
         return self._shown(entry, request.id)
 
     async def _user(self, entry: Entry, request: ExecRequest) -> User | None:
@@ -61,9 +63,8 @@ class Processes:
         except OSError as error:  # its first process has just ended
             raise FailedPrecondition("container", request.container, str(error)) from None
 
-    async def _run(self, entry: Entry, record: ProcessRecord, user: User | None) -> None:
+    async def _run(self, entry: Entry, record: ProcessRecord, spec: Mapping[str, Any]) -> None:
         request = record.request
-        spec = exec_process(entry.record.process, request, user, self._host)
         try:
             state = await live(entry).exec(request.id, spec, request.stdio, request.terminal)
         except CtdError:

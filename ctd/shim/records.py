@@ -41,18 +41,9 @@ def write(directory: str, name: str, record: Mapping[str, Any], durable: bool) -
         _sync_directory(directory)
 
 
-def write_exit(directory: str, state: Mapping[str, Any]) -> None:
-    """Put a process's exit record on disk.  :param state: its process state."""
-    record = {
-        "version": VERSION,
-        "process": state["id"],
-        "pid": state["pid"],
-        "exit_status": state["exit_status"],
-        "exit_reason": state["exit_reason"],
-        "exited_at": state["exited_at"],
-        "started_at": state["started_at"],
-    }
-    write(directory, exit_file(state["id"]), record, durable=True)
+def write_exit(directory: str, exit: Mapping[str, Any]) -> None:
+    """Put a process's exit record on disk.  :param exit: all of it but the version."""
+    write(directory, exit_file(exit["process"]), {"version": VERSION, **exit}, durable=True)
 
 
 def _sync_directory(directory: str) -> None:

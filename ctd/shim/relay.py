@@ -235,9 +235,7 @@ class FifoInput:
     def __init__(self, loop: Loop, fifo: int, target: int) -> None:
         self._loop = loop
         self._target = target
-        self._source = os.open(
-            f"/proc/self/fd/{fifo}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        )
+        self._source = os.open(f"/proc/self/fd/{fifo}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.close(fifo)
         self._ending = False
         self._ended = False

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import signal
 import struct
 import termios
 
@@ -16,13 +15,14 @@ from ctd.protocols.shim import (
     RUNTIME_FAILURE,
     Failure,
 )
-from ctd.shim.surroundings import ordinary_oom_score
+from ctd.shim.surroundings import IGNORED, ordinary_oom_score
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ctd.shim.children import Children
+    from ctd.shim.stdio import Streams
     from ctd.shim.tasks import Task
 
 #: No more of a log or of standard error is looked at: the last words count.
@@ -31,9 +31,6 @@ _TAIL = 16384
 #: Variables that speak to a service's first process, not to what it runs.
 _NOT_PASSED_ON = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_USEC")
 
-#: What a shim ignores, and a container must not.
-_RESET = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-_RESET += (signal.SIGPIPE, signal.SIGXFSZ)
 
 # runc: exec: "sh": executable file not found in $PATH
 #       exec: "/x": stat /x: no such file or directory
@@ -44,7 +41,7 @@ _COMMAND = re.compile(
     r"""exec:?\ "?(?P<go>[^":]+)"?:\ (?:[a-z]+\ [^:]+:\ )?
         (?P<why>executable\ file\ not\ found|no\ such\ file\ or\ directory|permission\ denied
           |is\ a\ directory|exec\ format\ error)
-      |executable\ (?:file\ )?[`'"]?(?P<c>[^`'"]*?)[`'"]?\ ?(?P<cwhy>not\ found|:\ permission\ denied)
+      |executable(?:\ file\ [`'"](?P<c>[^`'"]*)[`'"]\ |:\ )(?P<cwhy>not\ found|permission\ denied)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -90,15 +87,15 @@ class Runtime:
         self._container = container
         self._children = children
 
-    def create(self, bundle: str, pid_file: str, log: str, fds: Sequence[int]) -> Task[int]:
-        """Make the container; the pid of its first process.  *fds* are its streams."""
+    def create(self, bundle: str, pid_file: str, log: str, streams: Streams) -> Task[int]:
+        """Make the container; the pid of its first process."""
         arguments = ["create", "--bundle", bundle, "--pid-file", pid_file, self._container]
-        return self._start_process(arguments, pid_file, log, fds)
+        return self._start_process(arguments, pid_file, log, streams)
 
-    def exec(self, spec: str, pid_file: str, log: str, fds: Sequence[int]) -> Task[int]:
+    def exec(self, spec: str, pid_file: str, log: str, streams: Streams) -> Task[int]:
         """Start another process from the OCI process object in the file *spec*; its pid."""
-        arguments = ["exec", "--process", spec, "--pid-file", pid_file]
-        return self._start_process([*arguments, "--detach", self._container], pid_file, log, fds)
+        arguments = ["exec", "--process", spec, "--pid-file", pid_file, "--detach"]
+        return self._start_process([*arguments, self._container], pid_file, log, streams)
 
     def start(self, log: str) -> Task[None]:
         """Let the first process go."""
@@ -113,11 +110,11 @@ class Runtime:
         return self._command(["delete", "--force", self._container], log)
 
     def _start_process(
-        self, arguments: list[str], pid_file: str, log: str, fds: Sequence[int]
+        self, arguments: list[str], pid_file: str, log: str, streams: Streams
     ) -> Task[int]:
-        status, words = yield from self._run(arguments, log, fds)
+        status, words = yield from self._run(arguments, log, streams.child)
         if status:
-            raise failure(arguments[0], words or _ended(status))
+            raise failure(arguments[0], words or streams.words() or _ended(status))
         try:
             with open(pid_file, encoding="ascii") as file:  # noqa: PTH123
                 pid = int(file.read())
@@ -150,7 +147,7 @@ class Runtime:
         """Run it to its end; its wait(2) status and its last error."""
         start = _size(log)
         command = [self._path, "--root", self._root, "--log", log, "--log-format", "json"]
-        # A descriptor can be in the way of another's number only if it is below 3.
+        # None overwrites another before its turn: each is above 2, or at its place already.
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(fds)]
         environ = {name: os.environ[name] for name in os.environ if name not in _NOT_PASSED_ON}
         try:
@@ -161,7 +158,7 @@ class Runtime:
                     environ,
                     file_actions=actions,
                     setsigmask=(),
-                    setsigdef=_RESET,
+                    setsigdef=IGNORED,
                 )
         except OSError as error:
             message = f"cannot run {self._path}: {error.strerror}"

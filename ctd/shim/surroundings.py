@@ -19,8 +19,11 @@ _OOM_SCORE = "/proc/self/oom_score_adj"
 _OOM_SCORE_OF_A_SHIM = b"-999"
 
 #: What is sent to a whole service or a terminal's group must not end containers.
-_IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
-_IGNORED += (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGXFSZ)
+#: Whatever is spawned gets the default of these back.
+IGNORED = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
+    *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGXFSZ),
+)
 
 _ordinary_score: bytes | None = None
 
@@ -34,7 +37,7 @@ def settle(directory: str, keep: int) -> None:
     os.setsid()
     os.chdir(directory)
     os.umask(0o022)
-    for number in _IGNORED:
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

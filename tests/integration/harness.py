@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -151,6 +152,26 @@ class Daemon:
         """All events after *since*, of every namespace."""
         return list(self.items("events.list", since=since, all_namespaces=True, **params))
 
+    def run(self, args: Sequence[str] | None = None, **params: Any) -> Completed:
+        """Run a container over the socket to its end, output in files, and delete it.
+
+        :param params: of ``containers.create``.
+        """
+        id = secrets.token_hex(6)
+        files = [self.directory / f"{id}.{name}" for name in ("out", "err")]
+        stdio = dict(zip(("stdout", "stderr"), (file.as_uri() for file in files), strict=True))
+        try:
+            self.call("containers.create", **{"id": id, "args": args, "stdio": stdio, **params})
+            try:
+                self.call("containers.start", id=id)
+                status = self.call("containers.wait", id=id)["exit_status"]
+            finally:
+                self.call("containers.delete", id=id, force=True)
+            return Completed(status, *(file.read_bytes() for file in files))
+        finally:
+            for file in files:
+                file.unlink(missing_ok=True)
+
     def popen(self, *args: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start the ``ctd`` command for this daemon."""
         environment = {
@@ -196,6 +217,10 @@ class Daemon:
     def template(self) -> int:
         """The pid of the process that forks shims."""
         return next(pid for pid, command in self.children() if "template" in " ".join(command))
+
+    def workers(self) -> list[int]:
+        """The pids of the processes that unpack layers."""
+        return [pid for pid, command in self.children() if "unpack" in " ".join(command)]
 
     def children(self) -> Sequence[tuple[int, list[str]]]:
         """The pids and command lines of the daemon's own children."""

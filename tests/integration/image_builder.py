@@ -8,7 +8,7 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,44 +115,89 @@ def write_layout(
     :param compression: of all layers, instead of their own (Docker's formats know gzip alone).
     :param config: fields of the image's ``config``: Env, Cmd, User ...
     """
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def put(data: bytes, media_type: str) -> dict[str, Any]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
-
+    layout = _Layout(directory)
     if layers is None:
         layers = (base_layer(), change_layer(), command_layer())
-    descriptors, diff_ids = [], []
-    for layer in layers:
-        tar = layer.tar()
-        diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
-        chosen = layer.compression if compression is None else compression
-        suffix = f"+{chosen}" if chosen else ""
-        media_type = f"application/vnd.oci.image.layer.v1.tar{suffix}"
-        descriptors.append(put(compressed(tar, chosen), media_type))
-    document = {
-        "os": "linux",
-        "architecture": architecture(),
-        "created": "2026-01-02T03:04:05Z",
-        "config": {"Env": ["PATH=/bin", "FROM=image"], "Cmd": ["sh"], "WorkingDir": "/", **config},
-        "rootfs": {"type": "layers", "diff_ids": diff_ids},
-    }
-    described = put(json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json")
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": described,
-        "layers": descriptors,
-    }
-    entry = put(json.dumps(manifest).encode(), str(manifest["mediaType"]))
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
-    index = {"schemaVersion": 2, "manifests": [entry]}
-    (directory / "index.json").write_text(json.dumps(index))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return directory
+    return layout.finish(layout.image(layers, compression, architecture(), config))
+
+
+def write_index(directory: Path, images: Mapping[str, Sequence[Layer]]) -> Path:
+    """Write an OCI image layout with an index, tagged ``latest``, of an image a platform.
+
+    :param images: layers by ``architecture`` or ``architecture/variant``.
+    """
+    layout = _Layout(directory)
+    entries = []
+    for platform, layers in images.items():
+        name, _, variant = platform.partition("/")
+        entry = layout.image(layers, None, name, {})
+        entry["platform"] = {"os": "linux", "architecture": name}
+        if variant:
+            entry["platform"]["variant"] = variant
+        entries.append(entry)
+    return layout.finish(layout.put_json({"manifests": entries}, "index"))
+
+
+class _Layout:
+    """An OCI image layout being written (image-spec, image-layout.md)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._blobs = directory / "blobs" / "sha256"
+        self._blobs.mkdir(parents=True)
+
+    def put(self, data: bytes, media_type: str) -> dict[str, Any]:
+        """Write a blob and give its descriptor."""
+        digest = hashlib.sha256(data).hexdigest()
+        (self._blobs / digest).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+    def put_json(self, document: dict[str, Any], what: str) -> dict[str, Any]:
+        """Write a manifest or index and give its descriptor."""
+        media_type = f"application/vnd.oci.image.{what}.v1+json"
+        document = {"schemaVersion": 2, "mediaType": media_type, **document}
+        return self.put(json.dumps(document).encode(), media_type)
+
+    def image(
+        self,
+        layers: Sequence[Layer],
+        compression: str | None,
+        architecture: str,
+        config: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Write an image and give its manifest's descriptor."""
+        descriptors, diff_ids = [], []
+        for layer in layers:
+            tar = layer.tar()
+            diff_ids.append(f"sha256:{hashlib.sha256(tar).hexdigest()}")
+            chosen = layer.compression if compression is None else compression
+            suffix = f"+{chosen}" if chosen else ""
+            media_type = f"application/vnd.oci.image.layer.v1.tar{suffix}"
+            descriptors.append(self.put(compressed(tar, chosen), media_type))
+        document = {
+            "os": "linux",
+            "architecture": architecture,
+            "created": "2026-01-02T03:04:05Z",
+            "config": {
+                "Env": ["PATH=/bin", "FROM=image"],
+                "Cmd": ["sh"],
+                "WorkingDir": "/",
+                **config,
+            },
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        }
+        described = self.put(
+            json.dumps(document).encode(), "application/vnd.oci.image.config.v1+json"
+        )
+        return self.put_json({"config": described, "layers": descriptors}, "manifest")
+
+    def finish(self, entry: dict[str, Any]) -> Path:
+        """Tag *entry*, and give the layout's path."""
+        entry = {**entry, "annotations": {"org.opencontainers.image.ref.name": "latest"}}
+        index = {"schemaVersion": 2, "manifests": [entry]}
+        (self._directory / "index.json").write_text(json.dumps(index))
+        (self._directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+        return self._directory
 
 
 def compressed(tar: bytes, compression: str) -> bytes:

@@ -61,7 +61,10 @@ class Watch:
             found += [f"zombie {pid}" for pid in own if state_of(pid) == "Z"]
             found += self._open_descriptors()
             found += unknown_snapshots(daemon) + unknown_blobs(daemon)
-        found += [f"cgroup {path}" for path in sorted(cgroups() - self._cgroups)]
+        more = cgroups() - self._cgroups
+        if more:
+            more -= foreign(more, daemon.directory)
+        found += [f"cgroup {path}" for path in sorted(more)]
         found += [f"file {path}" for path in sorted(files_of(daemon) - self._files)]
         return found
 
@@ -124,6 +127,20 @@ def cgroups() -> set[str]:
         if "ctd" in below or _RUN.search(below):
             found.add(below)
     return found
+
+
+def foreign(paths: set[str], directory: Path) -> set[str]:
+    """Those of *paths*, cgroups, that other daemons' shims are there for, and what they are in."""
+    runs = set()
+    for pid in pids():
+        try:
+            place = Path(os.readlink(f"/proc/{pid}/cwd"))
+        except OSError:
+            continue
+        if directory not in place.parents and _RUN.fullmatch(place.name):
+            runs.add(place.name)
+    theirs = {path for path in paths if runs & set(_RUN.findall(path))}
+    return theirs | {path for path in paths if any(one.startswith(f"{path}/") for one in theirs)}
 
 
 def files_of(daemon: Daemon) -> set[str]:

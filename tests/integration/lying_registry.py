@@ -51,11 +51,13 @@ class LyingRegistry:
     :ivar headers: changes a blob's response headers.
     :ivar send: writes a blob's body; the default writes it as it is.
     :ivar requests: how often each path was asked for.
+    :ivar ranges: the ``Range`` headers of requests, by path, in order.
     """
 
     def __init__(self, layers: list[bytes], diff_ids: list[str] | None = None) -> None:
         self.blobs: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
+        self.ranges: dict[str, list[str]] = {}
         self.send: Callable[[BaseHTTPRequestHandler, str, bytes], None] = (
             lambda handler, name, body: handler.wfile.write(body) and None
         )
@@ -102,6 +104,10 @@ class LyingRegistry:
         self._server.server_close()
         self._thread.join()
 
+    def fetched(self, name: str) -> int:
+        """How often a blob was asked for."""
+        return self.requests[f"/v2/lies/image/blobs/{name}"]
+
     def _blob(self, data: bytes) -> str:
         name = digest(data)
         self.blobs[name] = data
@@ -123,6 +129,8 @@ class LyingRegistry:
                 body = self.blobs[name]
                 headers["Content-Type"] = "application/octet-stream"
                 wanted = request.headers.get("Range")
+                if wanted:
+                    self.ranges.setdefault(request.path, []).append(wanted)
                 if wanted and wanted.startswith("bytes=") and wanted.endswith("-"):
                     first = int(wanted[6:-1])
                     total = len(body)
@@ -163,6 +171,20 @@ def drip(pause: float, size: int) -> Callable[[BaseHTTPRequestHandler, str, byte
         for at in range(0, len(body), size):
             request.wfile.write(body[at : at + size])
             time.sleep(pause)
+
+    return send
+
+
+def held_at(
+    size: int, go_on: threading.Event
+) -> Callable[[BaseHTTPRequestHandler, str, bytes], None]:
+    """Send *size* bytes of each body, and the rest when *go_on* is set."""
+
+    def send(request: BaseHTTPRequestHandler, name: str, body: bytes) -> None:
+        request.wfile.write(body[:size])
+        request.wfile.flush()
+        go_on.wait(60)
+        request.wfile.write(body[size:])
 
     return send
 

@@ -21,6 +21,9 @@ from typing import Any, BinaryIO
 AT = "2026-01-02T03:04:05.678901Z"
 
 
+NULL_STDIO = {"stdin": "null", "stdout": "null", "stderr": "null"}
+
+
 class Refused(Exception):
     """What a method answers instead of a result."""
 
@@ -265,7 +268,7 @@ class FakeDaemon:
             "exited_at": None,
             "exit_status": None,
             "exit_reason": None,
-            "stdio": params["stdio"],
+            "stdio": params.get("stdio", NULL_STDIO),
             "labels": {},
         }
         self.containers[id] = Process(record, self.program)

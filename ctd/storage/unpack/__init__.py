@@ -1,0 +1,1 @@
+"""Layer blobs made into snapshots, in worker processes, while they arrive."""
