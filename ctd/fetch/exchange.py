@@ -1,17 +1,21 @@
 """One GET at a time: redirects, timeouts, bounded bodies, and what failures mean.
 
-Twisted's agent is used as it is, not treq's client around it: that keeps
-cookies for ever, decodes ``Content-Encoding`` (a blob's size and ranges are
-those of its bytes as sent) and buffers.  Tests speak to the real agent over a
-server in memory.
+treq's client speaks to the agent, unbuffered.  Two of its habits are taken from
+it: it has a cookie jar that takes none, and it is not shown ``Content-Encoding``,
+since a blob's size and ranges are those of its bytes as sent.  Tests speak to
+the real client and agent over a server in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
 
 import attrs
+from hyperlink import EncodedURL
+from treq.client import HTTPClient
+from treq.cookies import IndexableCookieJar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.protocol import Protocol
@@ -19,15 +23,14 @@ from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgent, IResponse
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
 
 from ctd import __version__
 from ctd.errors import ResourceExhausted
 from ctd.fetch.errors import RegistryUnavailable
 from ctd.fetch.reasons import reason_of
 from ctd.fetch.urls import UnusableUrl, Url
-
-T = TypeVar("T")
 
 #: How long a server may take to begin its reply, and to send all of a document.
 HEAD_SECONDS = 30.0
@@ -37,6 +40,39 @@ REDIRECT_LIMIT = 5
 ERROR_LIMIT = 64 << 10
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+class _Exact(EncodedURL):
+    """A URL that is sent as it stands: it is ASCII already, and its host may be an IPv6 address."""
+
+    def to_uri(self) -> EncodedURL:
+        """Itself."""
+        return self
+
+
+@implementer(IAgent)
+class _AsSent:
+    """Asks for bodies as they are, and lets nobody above decode what is encoded all the same."""
+
+    def __init__(self, agent: IAgent) -> None:
+        self._agent = agent
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,
+    ) -> Deferred[IResponse]:
+        """See IAgent."""
+        sent = Headers() if headers is None else headers.copy()
+        sent.setRawHeaders("Accept-Encoding", ["identity"])
+        asking: Deferred[IResponse] = self._agent.request(method, uri, sent, bodyProducer)
+        return asking.addCallback(self._undressed)
+
+    def _undressed(self, response: IResponse) -> IResponse:
+        response.headers.removeHeader("Content-Encoding")
+        return response
 
 
 @attrs.frozen
@@ -75,7 +111,8 @@ class Exchange:
 
     def __init__(self, clock: IReactorTime, agent: IAgent) -> None:
         self._clock = clock
-        self._agent = agent
+        jar = IndexableCookieJar(DefaultCookiePolicy(allowed_domains=()))
+        self._client = HTTPClient(_AsSent(agent), jar)
 
     async def get(
         self,
@@ -107,10 +144,15 @@ class Exchange:
     async def _once(self, url: Url, headers: Mapping[str, str], authorization: str | None) -> Reply:
         sent = Headers({name: [value] for name, value in headers.items()})
         sent.setRawHeaders("User-Agent", [f"ctd/{__version__}"])
-        sent.setRawHeaders("Accept-Encoding", ["identity"])
         if authorization is not None:
             sent.setRawHeaders("Authorization", [authorization])
-        asking = self._agent.request(b"GET", str(url).encode("ascii"), sent)
+        asking = self._client.get(
+            _Exact.from_text(str(url)),
+            headers=sent,
+            allow_redirects=False,
+            unbuffered=True,
+            reactor=self._clock,  # type: ignore[arg-type]
+        )
         try:
             return Reply(url, await within(self._clock, HEAD_SECONDS, asking))
         except CancelledError:
@@ -131,7 +173,8 @@ class Exchange:
         body = _Body(limit, reading)
         reply.response.deliverBody(body)
         try:
-            return await within(self._clock, BODY_SECONDS, reading)
+            whole: bytes = await within(self._clock, BODY_SECONDS, reading)
+            return whole
         except _TooLong:
             raise ResourceExhausted(f"{what} size in bytes", limit) from None
         except TimeoutError:
@@ -152,7 +195,7 @@ class Exchange:
             return b""
 
 
-def within(clock: IReactorTime, seconds: float, work: Deferred[T]) -> Deferred[T]:
+def within(clock: IReactorTime, seconds: float, work: Deferred[Any]) -> Deferred[Any]:
     """*work*'s result, if it comes in time.
 
     Work that is cancelled ends with all sorts of errors; this one ends with
@@ -166,7 +209,7 @@ def within(clock: IReactorTime, seconds: float, work: Deferred[T]) -> Deferred[T
         work.cancel()
         outer.errback(reason)
 
-    def ended(result: T | Failure) -> None:
+    def ended(result: Any) -> None:
         if timer.active():
             timer.cancel()
         if not why:
@@ -174,12 +217,12 @@ def within(clock: IReactorTime, seconds: float, work: Deferred[T]) -> Deferred[T
         elif IResponse.providedBy(result):
             Reply(_NOWHERE, result).hang_up()
 
-    def cancelled(_: Deferred[T]) -> None:
+    def cancelled(_: Deferred[Any]) -> None:
         if timer.active():
             timer.cancel()
         stop(CancelledError())
 
-    outer: Deferred[T] = Deferred(cancelled)
+    outer: Deferred[Any] = Deferred(cancelled)
     timer = clock.callLater(seconds, stop, TimeoutError())
     work.addBoth(ended)
     return outer

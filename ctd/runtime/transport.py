@@ -82,7 +82,7 @@ class ProcessTransport:
         self._exited = False
         self._abandoned = False
         reactor.addReader(self)
-        protocol.makeConnection(self)  # type: ignore[arg-type]
+        protocol.makeConnection(self)
 
     async def connect(self, address: str, seconds: float) -> None:
         """Connect to the process's socket.
