@@ -79,7 +79,6 @@ class Container:
         self._processes: dict[str, Process] = {}
         self._oom: OomCounter | None = None
         self.deleted = False
-        os.makedirs(self._io, 0o700, exist_ok=True)
 
     @property
     def alive(self) -> bool:
@@ -107,7 +106,8 @@ class Container:
 
     def _create(self, listed: list[dict[str, Any]], streams: Streams) -> Task[None]:
         root = f"{self._bundle}/{ROOTFS}"
-        os.makedirs(root, 0o711, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(root, 0o711)
         try:
             mounts.mount_all(listed, root)
         except OSError as error:

@@ -8,6 +8,7 @@ import os
 import re
 
 from ctd import kernel
+from ctd.shim.proc import read_proc
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 #: mount(2) takes a page of options, with the NUL at its end.
 _PAGE = 4096
+
+# Compiled once, in the template: compiling is memory to each shim that does it.
+_OPTION = re.compile(r"(?:[^,\\]|\\.)+", re.DOTALL)
+_LAYER = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def leave_namespace() -> None:
@@ -85,17 +91,17 @@ def _bind(source: str, target: str, flags: int, data: str) -> None:
 
 def split_options(data: str) -> list[str]:
     """Options at their commas, but not at escaped ones."""
-    return re.findall(r"(?:[^,\\]|\\.)+", data, re.DOTALL)
+    return _OPTION.findall(data)
 
 
 def split_layers(lowerdir: str) -> list[str]:
     """The value of ``lowerdir`` at its colons, but not at escaped ones; still escaped."""
-    return re.findall(r"(?:[^:\\]|\\.)+", lowerdir, re.DOTALL)
+    return _LAYER.findall(lowerdir)
 
 
 def unescaped(text: str) -> str:
     """A path as it was before ``:``, ``,`` and ``\\`` were escaped."""
-    return re.sub(r"\\(.)", r"\1", text, flags=re.DOTALL)
+    return _ESCAPED.sub(r"\1", text)
 
 
 def _long_overlay(source: str, target: str, flags: int, data: str) -> None:
@@ -152,14 +158,18 @@ def _mount_point(path: str) -> str:
     """Where the mount that *path* is on is mounted."""
     fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
-        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:  # noqa: PTH123
-            (number,) = re.findall(rb"^mnt_id:\s*(\d+)", file.read(), re.MULTILINE)
+        _, _, rest = read_proc(f"/proc/self/fdinfo/{fd}").partition(b"mnt_id:")
     finally:
         os.close(fd)
-    with open("/proc/self/mountinfo", "rb") as file:  # noqa: PTH123
-        for line in file:
-            fields = line.split(b" ")
-            if fields[0] == number:
-                place = re.sub(rb"\\(\d{3})", lambda m: bytes([int(m.group(1), 8)]), fields[4])
-                return os.fsdecode(place)
+    number = rest.split(None, 1)[0]
+    for line in read_proc("/proc/self/mountinfo").splitlines():
+        fields = line.split(b" ", 5)
+        if fields[0] == number:
+            return os.fsdecode(_plain(fields[4]))
     raise OSError(errno.ENOENT, "no mount point", path)
+
+
+def _plain(octal: bytes) -> bytes:
+    """A path of mountinfo without its escapes, which are a backslash and three octal digits."""
+    first, *others = octal.split(b"\\")
+    return first + b"".join(bytes([int(piece[:3], 8)]) + piece[3:] for piece in others)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import os
+
+from ctd.shim.proc import read_proc
 
 _ROOT = "/sys/fs/cgroup"
 
@@ -19,8 +21,8 @@ class OomCounter:
 
     def grew(self) -> bool:
         """Whether there were more since this was asked last."""
-        match = re.search(r"^oom_kill (\d+)", _read(self._file), re.MULTILINE)
-        count = int(match.group(1)) if match else 0
+        lines = [line.split() for line in _read(self._file).splitlines()]
+        count = next((int(value) for name, value in lines if name == "oom_kill"), 0)
         grew = count > self._seen
         self._seen = max(self._seen, count)
         return grew
@@ -41,7 +43,6 @@ def _counter_file(cgroups: str) -> str:
 
 def _read(path: str) -> str:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:  # noqa: PTH123
-            return file.read()
+        return os.fsdecode(read_proc(path))
     except OSError:
         return ""

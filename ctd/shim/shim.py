@@ -58,7 +58,6 @@ class Shim:
         children = Children(self._loop)
         run, directory = params["run"], params["directory"]
         runtime = Runtime(params["runtime"], params["runtime_root"], run, children)
-        os.makedirs(params["records"], 0o700, exist_ok=True)
         container = self._container = Container(
             self._loop, children, runtime, directory, params["records"], self._notify
         )

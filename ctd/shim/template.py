@@ -2,7 +2,7 @@
 
 Run as ``python -I -S .../ctd/shim/template.py``, without site-packages: requests
 on standard input, answers on standard output, log lines on standard error.  It
-ends when its standard input ends.  design/shim-protocol.md has the words.
+ends when its standard input ends, by no signal but SIGKILL.  design/shim-protocol.md has the words.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import os
 import select
-import signal
 import sys
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
@@ -18,6 +17,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 from ctd.protocols.shim import (
     INTERNAL,
     INVALID_ARGUMENT,
+    IO,
     UNIMPLEMENTED,
     Failure,
     FieldError,
@@ -26,7 +26,7 @@ from ctd.protocols.shim import (
     encode,
     is_run,
 )
-from ctd.shim import shim
+from ctd.shim import shim, surroundings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Template:
         return bool(data)
 
     def _fork(self, id: Any, params: dict[str, Any]) -> None:
+        os.makedirs(params["records"], 0o700, exist_ok=True)
+        os.makedirs(f"{params['directory']}/{IO}", 0o700, exist_ok=True)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             child = os.fork()
@@ -134,7 +136,7 @@ def _answer(id: Any, **words: dict[str, Any]) -> None:
 
 def main() -> None:
     """Be the template."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon ends us
+    surroundings.prepare()
     gc.collect()
     gc.freeze()
     Template().run()

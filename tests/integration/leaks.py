@@ -20,6 +20,9 @@ _RUN = re.compile(r"(?<![0-9a-f])[0-9a-f]{12}(?![0-9a-f])")
 #: What grows with images, not with what was done: looked into one by one.
 _STORES = ("content/blobs", "snapshots")
 
+#: Made with the first container, and kept for the next ones.
+_KEPT = ("root/runs", "state/runtime", "state/shims")
+
 
 class Watch:
     """What there was when the daemon had just started, to compare with later."""
@@ -69,8 +72,10 @@ class Watch:
         return found
 
     def _open_descriptors(self) -> list[str]:
-        # Pipes belong to workers, which may have been started meanwhile.
+        # Pipes belong to workers, which may have been started meanwhile; the
+        # root directory is opened with the first commit, for syncfs(2).
         more = descriptors(self._daemon.pid) - self._descriptors
+        del more[str(self._daemon.root)]
         return [f"descriptor {what} ({count} more)" for what, count in more.items()]
 
 
@@ -153,7 +158,8 @@ def files_of(daemon: Daemon) -> set[str]:
                 names.clear()
                 continue
             found |= {f"{here}/{name}" for name in [*names, *files]}
-    return {path for path in found if not re.fullmatch(r"root/metadata\.db(-wal|-shm)?", path)}
+    metadata = re.compile(r"root/metadata\.db(-wal|-shm)?")
+    return {path for path in found if path not in _KEPT and not metadata.fullmatch(path)}
 
 
 def unknown_snapshots(daemon: Daemon) -> list[str]:
@@ -191,15 +197,30 @@ def _digest(path: Path) -> str:
 
 
 def descriptors(pid: int) -> Counter[str]:
-    """Open descriptors of a process, by what they are; pipes and metadata files left out."""
+    """Open descriptors of a process, by what they are; pipes and metadata files left out.
+
+    So are TCP connections: a registry's is kept for some time for the next request.
+    """
     found: Counter[str] = Counter()
+    connections = tcp_inodes()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         try:
             target = os.readlink(entry)
         except OSError:
             continue
-        if not target.startswith("pipe:") and "/metadata.db" not in target:
+        if target in connections or target.startswith("pipe:"):
+            continue
+        if "/metadata.db" not in target:
             found[re.sub(r"\[\d+\]$", "", target)] += 1
+    return found
+
+
+def tcp_inodes() -> set[str]:
+    """Every TCP connection of this network namespace, as /proc/PID/fd shows it."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            found.add(f"socket:[{line.split()[9]}]")
     return found
 
 

@@ -19,6 +19,8 @@ from ctd.shim import template
 
 RUNC = "/usr/sbin/runc"
 BUSYBOX = "/bin/busybox"
+#: The parent of all containers' cgroups.
+CGROUP = f"ctd-shim-test-{os.getpid()}"
 NULL = {"stdin": "null", "stdout": "null", "stderr": "null"}
 
 
@@ -133,7 +135,7 @@ class Shim:
             ],
             "linux": {
                 "namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
-                "cgroupsPath": f"/ctd-shim-test/{self.run}",
+                "cgroupsPath": f"/{CGROUP}/{self.run}",
                 **extra,
             },
         }
@@ -152,7 +154,7 @@ class Rig:
         for name in ("bin", "proc", "dev", "etc", "tmp"):
             (self.rootfs / name).mkdir(parents=True)
         shutil.copy(BUSYBOX, self.rootfs / "bin" / "busybox")
-        for name in ("sh", "true", "cat", "yes", "sleep", "echo", "head", "dd", "ls", "kill"):
+        for name in ("sh", "true", "cat", "yes", "sleep", "echo", "head", "dd", "ls", "tail"):
             (self.rootfs / "bin" / name).symlink_to("busybox")
         (self.rootfs / "etc" / "plain").write_text("text")
         self.start_template()
@@ -212,6 +214,8 @@ class Rig:
                 os.kill(shim.pid, 9)
                 wait_until(lambda pid=shim.pid: not alive(pid))  # type: ignore[misc]
         shutil.rmtree(self.directory)
+        for cgroup in Path("/sys/fs/cgroup").glob(f"**/{CGROUP}"):
+            cgroup.rmdir()
 
 
 def runc(state: Path, *arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""Layer blobs decompressed piece by piece, bounded, and refused where they are not of their type."""
+"""Layer blobs decompressed piece by piece, bounded; refused where they are not of their type."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def gzip(read: Read) -> Iterator[bytes]:
                     chunk = member.decompress(piece, CHUNK)
                 else:
                     raise Malformed("the gzip stream is cut off")
-        except (igzip_lib.error, EOFError, ValueError) as error:
+        except (igzip_lib.error, EOFError, ValueError) as error:  # type: ignore[misc]
             raise Malformed(f"not a sound gzip stream: {error}") from error
         rest = member.unused_data or read(_INPUT)
     # An empty blob gives an empty archive, as it does to gzip.

@@ -228,7 +228,7 @@ class Places:
         return it
 
     def hide(self, directory: Directory) -> None:
-        """Let nothing of the layers below be seen in it, as an overlay's upper directory says it."""
+        """Let nothing of the layers below be seen in it, as an overlay's upper directory can."""
         if self._below == APART and not directory.opaque:
             directory.opaque = True
             os.setxattr(self.fd(directory), OPAQUE, b"y")

@@ -106,7 +106,9 @@ def settle(
                         _show(places, directory, name)
                 for inside in directory.inside.values():
                     _check(inside, below)
-                    waiting.append((inside, Below(()) if inside.opaque else below.step(inside.name)))
+                    waiting.append(
+                        (inside, Below(()) if inside.opaque else below.step(inside.name))
+                    )
             finally:
                 below.close()
     finally:

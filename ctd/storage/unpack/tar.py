@@ -308,4 +308,3 @@ class Reader:
                 raise TooLarge("entries", self._budget.entries)
             place, count, more = 0, 21, block[504]
         check_map(entry, entry.size)
-
