@@ -10,6 +10,7 @@ import fcntl
 import grp
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -147,6 +148,7 @@ class Daemon(Service):
     def startService(self) -> None:
         """Begin to start; a failure ends the process with status 1."""
         super().startService()  # type: ignore[no-untyped-call]
+        self._reactor.callWhenRunning(_stop_on_sigterm, self._reactor)
         self._starting = Deferred.fromCoroutine(self._start())
         self._starting.addErrback(self._failed)
 
@@ -344,6 +346,15 @@ class _Storage:
     snapshotters: dict[str, Any]
     collector: GarbageCollector
     unpacker: Unpacker
+
+
+def _stop_on_sigterm(reactor: Any) -> None:
+    """Have SIGTERM end the daemon with status 0.
+
+    Twisted's own handler stops the reactor as well, and then has twistd die of
+    the signal, which looks to a supervisor like a daemon that did not end well.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
 
 
 def _group(name: str | None) -> int | None:

@@ -78,6 +78,12 @@ class _Connection(ProtocolWrapper):
                 self.loseConnection()
 
 
+class _Quiet(HTTPConnectionPool._factory):  # type: ignore[misc]
+    """The pool's own factory, without a log line a connection."""
+
+    noisy = False
+
+
 class _Connections(WrappingFactory[_Connection]):
     protocol = _Connection
     noisy = False
@@ -136,6 +142,7 @@ class Connections:
 
     def __init__(self, reactor: Any, endpoints: IAgentEndpointFactory | None = None) -> None:
         self._pool = HTTPConnectionPool(reactor, persistent=True)
+        self._pool._factory = _Quiet
         self._pool.maxPersistentPerHost = IDLE_LIMIT
         self._pool.cachedConnectionTimeout = IDLE_SECONDS  # type: ignore[assignment]
         wrapped = _Wrapped(endpoints or SocketEndpoints(reactor))

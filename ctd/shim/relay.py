@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 SPLICED = 1 << 20
 COPIED = 1 << 16
 
-#: A shim's standard input and output.
-NULL = 0
-
 #: How long to wait before looking again whether a fifo has a reader, in seconds.
 _FIRST_LOOK, _LAST_LOOK = 0.005, 0.5
 
@@ -102,6 +99,7 @@ class FifoOutput(OutputRelay):
         self._fifo = fifo
         self._drop = drop
         self._target: int | None = None
+        self._nowhere: int | None = None
         self._look: Timer | None = None
         self._pause = _FIRST_LOOK
 
@@ -150,8 +148,10 @@ class FifoOutput(OutputRelay):
 
     def _without_reader(self, events: int) -> None:
         if self._drop:
+            if self._nowhere is None:
+                self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                moved = os.splice(self._source, NULL, SPLICED)
+                moved = os.splice(self._source, self._nowhere, SPLICED)
             except _LATER:
                 return
             self.dropped += moved
@@ -186,6 +186,8 @@ class FifoOutput(OutputRelay):
         if self._target is not None:
             self._loop.unwatch(self._target)
             os.close(self._target)
+        if self._nowhere is not None:
+            os.close(self._nowhere)
         os.close(self._fifo)
 
 

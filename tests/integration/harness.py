@@ -157,11 +157,11 @@ class Daemon:
 
         :param params: of ``containers.create``.
         """
-        id = secrets.token_hex(6)
+        id = params.pop("id", None) or secrets.token_hex(6)
         files = [self.directory / f"{id}.{name}" for name in ("out", "err")]
         stdio = dict(zip(("stdout", "stderr"), (file.as_uri() for file in files), strict=True))
         try:
-            self.call("containers.create", **{"id": id, "args": args, "stdio": stdio, **params})
+            self.call("containers.create", **{"args": args, "stdio": stdio, **params}, id=id)
             try:
                 self.call("containers.start", id=id)
                 status = self.call("containers.wait", id=id)["exit_status"]

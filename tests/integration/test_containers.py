@@ -66,7 +66,7 @@ def nothing_of(daemon: Daemon) -> bool:
     return not (
         list(daemon.items("containers.list", all_namespaces=True))
         or daemon.shims()
-        or os.listdir(daemon.root / "runs")
+        or list(daemon.root.glob("runs/*"))
     )
 
 

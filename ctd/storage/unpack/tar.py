@@ -83,6 +83,13 @@ class Bytes:
         for _ in self.pieces(size):
             pass
 
+    def skip_padding(self, size: int) -> None:
+        """Pass over *size* bytes, or fewer if the archive ends: umoci's and Go's may lack them."""
+        while size and (self._at < len(self._view) or self._more()):
+            use = min(len(self._view) - self._at, size)
+            self._at += use
+            size -= use
+
     def drain(self) -> None:
         """Pass over all that is left."""
         self._at = len(self._view)
@@ -200,7 +207,8 @@ class Reader:
 
     def _next_header(self) -> bytes | memoryview | None:
         if self._left or self._padding:
-            self._stream.skip(self._left + self._padding)
+            self._stream.skip(self._left)
+            self._stream.skip_padding(self._padding)
             self._left = self._padding = 0
         block = self._stream.block()
         if block is None:
