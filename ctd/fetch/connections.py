@@ -78,7 +78,7 @@ class _Connection(ProtocolWrapper):
                 self.loseConnection()
 
 
-class _Quiet(HTTPConnectionPool._factory):  # type: ignore[misc]
+class _Quiet(HTTPConnectionPool._factory):  # type: ignore[misc, valid-type]
     """The pool's own factory, without a log line a connection."""
 
     noisy = False

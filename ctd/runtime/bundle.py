@@ -64,3 +64,9 @@ def read(directory: str) -> tuple[dict[str, Any], str]:
     if not rootfs.is_dir():
         raise InvalidArgument("bundle", f"its root.path {root!r} is no directory")
     return config, str(rootfs.resolve())
+
+
+def check_rootfs(path: str) -> None:
+    """Check a directory that a client wants for a root.  :raise InvalidArgument: it is none."""
+    if not Path(path).is_dir():
+        raise InvalidArgument("rootfs", f"{path!r} is no directory")

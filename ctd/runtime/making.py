@@ -72,6 +72,7 @@ class Maker:
             )
             return _Root(made.mounts, made.defaults, made.image)
         if request.rootfs is not None:
+            await self._workers.run(bundle.check_rootfs, request.rootfs)
             return _Root([_bind(request.rootfs)])
         assert request.bundle is not None
         config, directory = await self._workers.run(bundle.read, request.bundle)

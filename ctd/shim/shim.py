@@ -47,6 +47,7 @@ def main(params: dict[str, Any], answer: int) -> None:
 class Shim:
     """One container's shim, listening.
 
+    :ivar loop: all its work is done in there.
     :ivar identity: its pid and start time.
     """
 
@@ -54,12 +55,12 @@ class Shim:
         pid = os.getpid()
         self.identity = {"pid": pid, "start_time": kernel.start_time(pid)}
         self._idle = float(params.get("idle", IDLE))
-        self._loop = Loop()
-        children = Children(self._loop)
+        self.loop = Loop()
+        children = Children(self.loop)
         run, directory = params["run"], params["directory"]
         runtime = Runtime(params["runtime"], params["runtime_root"], run, children)
         container = self._container = Container(
-            self._loop, children, runtime, directory, params["records"], self._notify
+            self.loop, children, runtime, directory, params["records"], self._notify
         )
         named = ("run", "namespace", "container", "runtime", "runtime_root", "records")
         record = {name: params[name] for name in named}
@@ -78,13 +79,13 @@ class Shim:
             "shutdown": self._shutdown,
         }
         identity = {"run": run, **self.identity}
-        self._server = Server(self._loop, methods, identity, self._expect)
+        self._server = Server(self.loop, methods, identity, self._expect)
         self._expect()
 
     def run(self) -> None:
         """Work until nobody needs it."""
         try:
-            self._loop.run()
+            self.loop.run()
             self._container.close()
             self._server.close()
         except BaseException:
@@ -96,15 +97,15 @@ class Shim:
 
     def _expect(self) -> None:
         """Expect a connection, and end if none comes and nothing is to be kept."""
-        self._loop.after(self._idle, self._look_whether_needed)
+        self.loop.after(self._idle, self._look_whether_needed)
 
     def _look_whether_needed(self) -> None:
         if self._server.is_deserted and not self._container.alive:
             log("nobody needs this shim")
-            self._loop.stop()
+            self.loop.stop()
 
     def _shutdown(self, params: dict[str, Any]) -> dict[str, Any]:
         if self._container.alive:
             raise Failure(FAILED_PRECONDITION, "init has not been deleted")
-        self._loop.after(0, self._loop.stop)  # after the reply
+        self.loop.after(0, self.loop.stop)  # after the reply
         return {}

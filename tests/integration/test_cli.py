@@ -64,7 +64,7 @@ def test_run_missing_image(daemon: Daemon, registry: Registry) -> None:
         (["false"], 1),
         (["sh", "-c", "exit 42"], 42),
         (["sh", "-c", "kill -9 $$; exit 3"], 3),  # the first process does not hear itself
-        (["sh", "-c", "sh -c 'kill -9 $$'"], 137),
+        (["sh", "-c", "sh -c 'kill -9 $$'; exit $?"], 137),
         (["/bin/no-such-command"], 127),
         (["no-such-command"], 127),
         (["/bin/not-executable"], 126),
@@ -131,6 +131,7 @@ def test_signals(daemon: Daemon, image: str, number: signal.Signals) -> None:
 
 def test_options(daemon: Daemon, image: str, tmp_path: Path) -> None:
     """Environment, user, directory, mounts, host name and read-only root are as asked for."""
+    tmp_path.chmod(0o755)
     (tmp_path / "file").write_text("from the host\n")
     script = (
         "echo $K $FROM; id -u; id -G; pwd; hostname; cat /mnt/file;"

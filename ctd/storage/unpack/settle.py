@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ctd.storage.unpack.faults import Malformed, NeedsParent
 from ctd.storage.unpack.places import OPAQUE, Directory, Metadata, Places, is_whiteout
@@ -38,8 +38,6 @@ class Below:
             try:
                 found = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
-                if _is_opaque(fd):
-                    return None
                 continue
             return None if is_whiteout(found) else found
         return None
@@ -93,26 +91,33 @@ def settle(
     hidden: dict[Directory, list[bytes]] = {}
     for directory, name in whiteouts:
         hidden.setdefault(directory, []).append(name)
-    root = Below(layers)
-    waiting = [(places.root, root)]
+    wanted = {places.root}
+    for directory in places.root.walk():
+        if directory.was_implied or directory in hidden:
+            wanted.update(directory.lineage())
+    line: list[tuple[Below, Iterator[Directory]]] = []
+
+    def enter(directory: Directory, below: Below) -> None:
+        line.append((below, iter([d for d in directory.inside.values() if d in wanted])))
+        if directory.implied and below:
+            directory.metadata = below.metadata()
+        for name in hidden.get(directory, ()):
+            if below.find(name) is None:
+                _show(places, directory, name)
+
+    enter(places.root, Below(layers))
     try:
-        while waiting:
-            directory, below = waiting.pop()
-            try:
-                if directory.implied and below:
-                    directory.metadata = below.metadata()
-                for name in hidden.pop(directory, ()):
-                    if below.find(name) is None:
-                        _show(places, directory, name)
-                for inside in directory.inside.values():
-                    _check(inside, below)
-                    waiting.append(
-                        (inside, Below(()) if inside.opaque else below.step(inside.name))
-                    )
-            finally:
+        while line:
+            below, rest = line[-1]
+            inside = next(rest, None)
+            if inside is None:
                 below.close()
+                line.pop()
+                continue
+            _check(inside, below)
+            enter(inside, Below(()) if inside.opaque else below.step(inside.name))
     finally:
-        for _, below in waiting:
+        for below, _ in line:
             below.close()
 
 
