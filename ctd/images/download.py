@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from ctd.errors import AlreadyExists
+from ctd.errors import AlreadyExists, NotFound
 from ctd.fetch.errors import RegistryUnavailable, TransferBroken
 from ctd.fetch.interfaces import IRegistry
 from ctd.fetch.reference import Reference
 from ctd.model import Descriptor, Digest
 from ctd.singleflight import SingleFlight
+from ctd.storage.errors import IngestBusy
 from ctd.storage.interfaces import IContentStore, IIngest
 
 #: How often a transfer that broke without bringing anything is tried, and the first pause.
@@ -65,6 +66,20 @@ class Downloads:
             listeners.remove(progress)
             if not listeners:
                 self._progress.pop(blob.digest, None)
+
+    async def forget(self, blobs: Sequence[Descriptor], *, empty: bool) -> None:
+        """Drop what has come of *blobs*, except those that are being brought here now.
+
+        :param empty: only where nothing has come.
+        """
+        wanted = {blob.digest for blob in blobs}
+        for ingest in await self._content.ingests():
+            here = ingest.expected in wanted and ingest.expected not in self._flights
+            if here and not (empty and ingest.offset):
+                try:
+                    await self._content.abort(ingest.ref)
+                except (NotFound, IngestBusy):
+                    pass
 
     def _tell(self, digest: Digest, offset: int) -> None:
         for listener in self._progress.get(digest, ()):

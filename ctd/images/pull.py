@@ -12,9 +12,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import attrs
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 
-from ctd.concurrency import together
+from ctd.concurrency import shielded, together
 from ctd.errors import FailedPrecondition, NotFound, ResourceExhausted
 from ctd.fetch.documents import parse
 from ctd.fetch.interfaces import Document, Index, IRegistry, Manifest
@@ -34,6 +34,9 @@ from ctd.storage.interfaces import (
     Resource,
     UnpackProgress,
 )
+
+#: Kinds of errors after which the same pull may succeed: what has come is kept for it.
+_PASSING = {"unavailable", "aborted", "deadline_exceeded"}
 
 
 @attrs.frozen
@@ -104,7 +107,12 @@ class Puller:
         layers = _layers(document, config, chain)
         states = progress.layers(document.layers)
         downloading = [self._download(reference, state, progress, plain_http) for state in states]
-        await together(downloading + self._unpacking(snapshotter, layers, states, progress))
+        try:
+            await together(downloading + self._unpacking(snapshotter, layers, states, progress))
+        except Exception as error:
+            passing = isinstance(error, CancelledError) or getattr(error, "kind", "") in _PASSING
+            await shielded(self._downloads.forget(document.layers, empty=passing))
+            raise
         progress.phase("done")
         documents = {d.digest: d.size for d in (target.descriptor, document.descriptor)}
         blobs = {d.digest: d.size for d in (document.config, *document.layers)}

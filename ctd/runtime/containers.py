@@ -7,7 +7,12 @@ from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import (
+    CancelledError,
+    Deferred,
+    DeferredSemaphore,
+    TimeoutError,
+)
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
@@ -15,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ctd.concurrency import holding, settled, shielded, within
-from ctd.errors import CtdError, DeadlineExceeded, NotFound, Unavailable
+from ctd.errors import CtdError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
 from ctd.model import rfc3339
 from ctd.runtime import lifecycle, reattach, views
 from ctd.runtime.checks import check_container
@@ -32,7 +37,7 @@ from ctd.runtime.interfaces import (
     IShims,
     ProcessState,
 )
-from ctd.runtime.lifecycle import Creating, Deleting, Running, Stopped
+from ctd.runtime.lifecycle import Created, Creating, Deleting, Running, Stopped
 from ctd.runtime.making import Maker
 from ctd.runtime.oci import find_runtime
 from ctd.runtime.places import Places
@@ -107,17 +112,20 @@ class Containers:
         await self._table.load()
         found = await self._shims.found()
         records = [entry.record for entry in self._table]
+        unfinished = {entry.run for entry in self._table if not finished(entry)}
         slots = DeferredSemaphore(AT_A_TIME)
-        steps = reattach.plan(records, found, self._boot_id)
+        steps = reattach.plan(records, found, self._boot_id, unfinished)
         work = [self._begin(self._in_slot(slots, step), "recovery") for step in steps]
         await within(self._clock, GRACE, work)
 
     async def stop(self) -> None:
         """End what goes on beside the calls; containers run on."""
-        for work in list(self._background):
-            work.cancel()
-        for work in list(self._background):
-            await settled(work)
+        while self._background:
+            background = list(self._background)
+            for work in background:
+                work.cancel()
+            for work in background:
+                await settled(work)
 
     def _begin(self, work: Coroutine[Any, Any, None], what: str) -> Deferred[None]:
         running = Deferred.fromCoroutine(work)
@@ -132,40 +140,56 @@ class Containers:
         return running
 
     async def _in_slot(self, slots: DeferredSemaphore, step: reattach.Step) -> None:
-        wait = True
         async with holding(slots):
-            wait = not await self._take(step)
+            done = await self._take(step)
+        if not done:  # its shim does not answer, or does not end: others are not held up
+            await deferLater(self._clock, PAUSE, lambda: None)
+            await self._persist(step)
+
+    async def _persist(self, step: reattach.Step) -> None:
         pause = PAUSE
-        while wait:  # its shim lives but does not answer: others are not held up
+        while not await self._take(step):
             await deferLater(self._clock, pause, lambda: None)
-            wait = not await self._take(step)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _take(self, step: reattach.Step) -> bool:
         """Take a step of the plan; False: to be taken again later."""
-        if isinstance(step, reattach.Destroy):
-            await self._shims.destroy(step.run)
-            return True
+        try:
+            await self._step(step)
+        except (ShimGone, Unavailable, DeadlineExceeded) as error:
+            self._log.warn("{error}; it is tried again later", error=error)
+            return False
+        return True
+
+    async def _step(self, step: reattach.Step) -> None:
         entry = self._table.by_run(step.run)
-        if entry is None:
-            return True
         match step:
+            case reattach.Destroy():
+                await self._shims.destroy(step.run)
+            case _ if entry is None:
+                pass  # deleted meanwhile
             case reattach.Dismantle():
                 await shielded(self._dismantle(entry))
             case reattach.Lose():
                 await shielded(self._lose(entry))
             case reattach.Attach():
-                try:
-                    entry.shim = await self._shims.attach(step.run)
-                    await self._learn(entry, await entry.shim.state())
-                except ShimGone:
-                    entry.shim = None
-                    await shielded(self._lose(entry))
-                except (Unavailable, DeadlineExceeded) as error:
-                    entry.shim = None
-                    self._log.warn("{error}; it is asked again later", error=error)
-                    return False
-        return True
+                await self._attach(entry)
+
+    async def _attach(self, entry: Entry) -> None:
+        if isinstance(entry.record.state, Deleting):
+            return
+        try:
+            shim = await self._shims.attach(entry.run)
+        except ShimGone:
+            await shielded(self._lose(entry))
+            return
+        entry.shim = shim
+        try:
+            # If it has died by now or only hung up, attaching again tells.
+            await self._learn(entry, await shim.state())
+        except (ShimGone, DeadlineExceeded):
+            entry.shim = None
+            raise
 
     # What shims tell.
 
@@ -173,7 +197,7 @@ class Containers:
         """See :class:`IShimListener`."""
         entry = self._table.by_run(run)
         if entry is not None:
-            self._begin(self._record(entry, process, lambda it: it.exited(exit)), "exit")
+            self._begin(self._record(entry, process, exit), "exit")
 
     def reconnected(self, run: str, states: Sequence[ProcessState]) -> None:
         """See :class:`IShimListener`."""
@@ -189,23 +213,37 @@ class Containers:
         entry.shim = None
         if not isinstance(entry.record.state, Creating | Deleting):
             self._log.error("the shim of {name} died", name=entry.record.id, run=run)
-            self._begin(shielded(self._lose(entry)), "clean-up after a shim")
+            self._begin(self._persist(reattach.Lose(run)), "clean-up after a shim")
 
-    async def _record(self, entry: Entry, process: str, happens: Callable[[Any], None]) -> None:
-        await self._table.advance(entry, process, happens)
+    async def _record(self, entry: Entry, process: str, exit: Exit) -> None:
+        if process == INIT and isinstance(entry.record.state, Created):
+            # Perhaps nobody heard that it was started; the record on disk knows.
+            exit = (await self._shims.records(entry.run)).get(INIT, exit)
+        await self._table.advance(entry, process, lambda it: it.exited(exit))
 
     async def _learn(self, entry: Entry, states: Sequence[ProcessState]) -> None:
         """Record what a shim knows and the records do not."""
-        for news in reattach.differences(entry.record.state, entry.processes, states):
-            await self._table.advance(entry, news.process, news.happens)
+        unsure = reattach.unsure(entry.processes, states, entry.underway)
+        if unsure and entry.shim is not None:
+            for process in unsure:
+                try:
+                    await entry.shim.delete(process)  # it waits for an exec that is under way
+                except (NotFound, FailedPrecondition):
+                    pass  # there is none, or it runs
+            states = await entry.shim.state()
+        for news in reattach.differences(
+            entry.record.state, entry.processes, states, entry.underway
+        ):
+            await self._table.advance(entry, news.process, *news.happens)
 
     async def _lose(self, entry: Entry) -> None:
         """Its shim is gone: end what is left of it, and record the exits."""
+        entry.shim = None
         await self._shims.end(entry.run, entry.record.runtime)
         exits = await self._shims.records(entry.run)
         at = rfc3339(self._now())
         for news in reattach.losses(entry.record.state, entry.processes, exits, at):
-            await self._table.advance(entry, news.process, news.happens)
+            await self._table.advance(entry, news.process, *news.happens)
 
     # IContainers.
 
@@ -231,6 +269,8 @@ class Containers:
         )
         try:
             await self._maker.make(entry)
+            if entry.shim is None:
+                raise ShimGone(entry.run, "it died when the container was just made")
         except Exception:
             await shielded(self._undo(entry))
             raise
@@ -239,9 +279,14 @@ class Containers:
     async def _undo(self, entry: Entry) -> None:
         """Leave nothing of a container that could not be made; its error goes on."""
         try:
-            if not isinstance(entry.record.state, Creating):
-                await self._table.advance(entry, INIT, lambda it: it.delete())
-            await self._dismantle(entry)
+            async with holding(entry.lock):
+                if self._table.by_run(entry.run) is not entry:
+                    return  # it was made, and somebody has deleted it
+                if isinstance(entry.record.state, Running):
+                    await self._end(entry)
+                if not isinstance(entry.record.state, Creating):
+                    await self._table.advance(entry, INIT, lambda it: it.delete())
+                await self._dismantle(entry)
         except CtdError as error:
             # The record stays, hidden, and the next start tries again.
             self._log.error("undoing {name}: {error}", name=entry.record.id, error=error)
@@ -322,12 +367,17 @@ class Containers:
             except CtdError as error:
                 self._log.debug("shim {run}: {error}", run=entry.run, error=error)
         record = entry.record
-        if not all(isinstance(p.state, Stopped) for p in entry.processes.values()):
+        if not finished(entry):
             await self._lose(entry)
         await self._shims.destroy(record.run, record.runtime)
         if record.snapshotter is not None:
             await self._rootfs.release(record.namespace, record.run, record.snapshotter)
         await self._table.advance(entry, INIT, lambda it: it.deleted())
+
+
+def finished(entry: Entry) -> bool:
+    """Whether the end of every process other than the first is recorded."""
+    return all(isinstance(process.state, Stopped) for process in entry.processes.values())
 
 
 def live(entry: Entry) -> IShim:

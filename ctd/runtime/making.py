@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from ctd.concurrency import shielded
 from ctd.model import Mount, ProcessDefaults, User
 from ctd.protocols import shim as words
 from ctd.runtime import bundle
@@ -56,9 +57,10 @@ class Maker:
             config = _own(root.config, record.run)
         else:
             config = await self._generated(record, root)
-        await self._workers.run(bundle.write, self._places, record.run, config)
+        # Neither can be called back: what they make must be there before it can be undone.
+        await shielded(self._workers.run(bundle.write, self._places, record.run, config))
         spec = ShimSpec(record.run, record.namespace, record.id, record.runtime)
-        entry.shim = shim = await self._shims.fork(spec)
+        entry.shim = shim = await shielded(self._shims.fork(spec))
         request = record.request
         state = await shim.create(root.mounts, request.stdio, request.terminal)
         made = attrs.evolve(record, image=root.image, process=config["process"])

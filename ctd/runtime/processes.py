@@ -9,11 +9,12 @@ from typing import Any
 from zope.interface import implementer
 
 from ctd.concurrency import shielded
-from ctd.errors import CtdError, FailedPrecondition, NotFound
+from ctd.errors import CtdError, DeadlineExceeded, FailedPrecondition, NotFound
 from ctd.model import User, rfc3339
 from ctd.runtime import lifecycle, views
 from ctd.runtime.checks import check_exec
 from ctd.runtime.containers import live
+from ctd.runtime.errors import ShimGone
 from ctd.runtime.host import Host
 from ctd.runtime.interfaces import INIT, ExecRequest, Exit, IProcesses, IRootfsSource, Process
 from ctd.runtime.lifecycle import Creating, Gone, Running
@@ -50,7 +51,10 @@ class Processes:
         spec = exec_process(entry.record.process, request, user, self._host)
         record = ProcessRecord(entry.run, request)
         await self._table.reserve_process(entry, record)
-        await shielded(self._run(entry, record, spec))
+        try:
+            await shielded(self._run(entry, record, spec))
+        finally:
+            entry.underway.discard(request.id)
         return self._shown(entry, request.id)
 
     async def _user(self, entry: Entry, request: ExecRequest) -> User | None:
@@ -67,6 +71,9 @@ class Processes:
         request = record.request
         try:
             state = await live(entry).exec(request.id, spec, request.stdio, request.terminal)
+        except (ShimGone, DeadlineExceeded):
+            # It may come to run or not: what the shim tells later, or its end, decides.
+            raise
         except CtdError:
             await self._table.advance(entry, request.id, lambda it: it.abandoned())
             raise

@@ -7,7 +7,7 @@ do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -47,10 +47,16 @@ class Destroy:
 Step = Attach | Lose | Dismantle | Destroy
 
 
-def plan(recorded: Iterable[Record], found: Sequence[str], boot_id: str) -> list[Step]:
+def plan(
+    recorded: Iterable[Record],
+    found: Sequence[str],
+    boot_id: str,
+    unfinished: Container[str] = frozenset(),
+) -> list[Step]:
     """One step for each run that needs one.
 
     :param found: the runs that have directories.
+    :param unfinished: the runs with processes, other than the first, whose end is not recorded.
     """
     steps: list[Step] = []
     known = set()
@@ -65,36 +71,61 @@ def plan(recorded: Iterable[Record], found: Sequence[str], boot_id: str) -> list
                 steps.append(Attach(record.run) if there else Lose(record.run))
             case Stopped() if there:
                 steps.append(Attach(record.run))
+            case Stopped() if record.run in unfinished:
+                steps.append(Lose(record.run))
     steps += [Destroy(run) for run in found if run not in known]
     return steps
 
 
 @attrs.frozen
 class News:
-    """Something that happened to a process and is not recorded yet."""
+    """What happened to a process and is not recorded yet, in order: for one transaction."""
 
     process: str
-    happens: Happens
+    happens: tuple[Happens, ...]
+
+
+def unsure(
+    processes: Mapping[str, ProcessRecord],
+    told: Sequence[ProcessState],
+    underway: Container[str] = frozenset(),
+) -> list[str]:
+    """Processes that may or may not come to run: a shim shows them only when they do."""
+    shown = {state.id for state in told}
+    return [
+        id
+        for id, record in processes.items()
+        if isinstance(record.state, Creating) and id not in shown and id not in underway
+    ]
 
 
 def differences(
-    init: State, processes: Mapping[str, ProcessRecord], told: Sequence[ProcessState]
+    init: State,
+    processes: Mapping[str, ProcessRecord],
+    told: Sequence[ProcessState],
+    underway: Container[str] = frozenset(),
 ) -> list[News]:
-    """What a live shim tells that the records do not have, in the order it happened."""
+    """What a live shim tells that the records do not have.
+
+    :param underway: processes that are being run just now; who does that tells the rest.
+    """
     states = {INIT: init, **{id: record.state for id, record in processes.items()}}
     news = []
     shown = {state.id: state for state in told}
     for id, recorded in states.items():
         state = shown.get(id)
         if state is None:
-            if isinstance(recorded, Creating):
-                news.append(News(id, _abandoned))
+            if id != INIT and isinstance(recorded, Creating) and id not in underway:
+                news.append(News(id, (_abandoned,)))
             continue
+        happens: list[Happens] = []
         never_started = Creating if id != INIT else Created
         if isinstance(recorded, never_started) and state.started_at is not None:
-            news.append(News(id, _started(state.pid, state.started_at)))
+            happens.append(_started(state.pid, state.started_at))
         if state.exit is not None and not isinstance(recorded, Stopped):
-            news.append(News(id, _exited(state.exit)))
+            happens.append(_exited(state.exit))
+        if happens:
+            news.append(News(id, tuple(happens)))
     return sorted(news, key=lambda one: one.process == INIT)
 
 
@@ -109,11 +140,12 @@ def losses(
     news = []
     for id, record in processes.items():
         if isinstance(record.state, Creating) and id not in exits:
-            news.append(News(id, _abandoned))
+            # Or its start is being recorded this moment: it has ended then.
+            news.append(News(id, (_abandoned, _exited(lost))))
         elif not isinstance(record.state, Stopped):
-            news.append(News(id, _exited(exits.get(id, lost))))
+            news.append(News(id, (_exited(exits.get(id, lost)),)))
     if isinstance(init, Created | Running):
-        news.append(News(INIT, _exited(exits.get(INIT, lost))))
+        news.append(News(INIT, (_exited(exits.get(INIT, lost)),)))
     return news
 
 

@@ -75,6 +75,7 @@ class ShimProcess(ProcessProtocol):
         self._transport: ProcessTransport | None = None
         self._connecting: Deferred[None] | None = None
         self._ended = False
+        self._greeted = False
 
     @property
     def pid(self) -> int:
@@ -101,7 +102,7 @@ class ShimProcess(ProcessProtocol):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.lost(ShimGone(self.run, "the connection to it was lost"))
-            if not self._ended:
+            if self._greeted and not self._ended and self._connecting is None:
                 self._reconnect()
 
     def processExited(self, reason: Failure) -> None:
@@ -133,9 +134,14 @@ class ShimProcess(ProcessProtocol):
             hello = await exchange.request("hello", {"versions": [words.VERSION]}, seconds)
             if hello.get("version") != words.VERSION or hello.get("run") != self.run:
                 raise Unavailable(f"shim {self.run}", f"it answers {hello!r}")
+        except ShimGone as error:  # it hung up, and may live on
+            if self._ended:
+                raise ShimGone(self.run, "it has died") from None
+            raise Unavailable(f"shim {self.run}", error.reason) from error
         except (ConnectError, Refused, DeadlineExceeded) as error:
             self.hang_up()
             raise Unavailable(f"shim {self.run}", str(error)) from error
+        self._greeted = True
 
     def hang_up(self) -> None:
         """Close the connection and do not come back by itself."""

@@ -6,9 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from ctd.errors import Unavailable
 from ctd.runtime import remains
 from ctd.runtime.errors import ShimGone
 from ctd.runtime.interfaces import (
@@ -27,6 +29,9 @@ from ctd.threads import IWorkers
 
 #: How often a fork is tried again when the template is killed under it.
 ATTEMPTS = 3
+
+#: The pause before that, in seconds.
+PAUSE = 0.05
 
 
 @implementer(IShims, IShimListener)
@@ -62,12 +67,15 @@ class Shims:
             try:
                 pid, start_time = await self._template.fork(params)
                 break
-            except TemplateDied:
-                # Was it forked before?  A shim binds its socket before it says so.
+            except (TemplateDied, Unavailable) as error:
+                # The template died: it may have forked before.  Then there is a shim, or one
+                # is on its way and has the run for itself, so that a second one is refused.
                 if (shim := await self._forked_unheard(spec.run)) is not None:
                     return shim
                 if attempt == ATTEMPTS:
                     raise
+                self._log.warn("{error}; trying again", error=error)
+                await deferLater(self._reactor, PAUSE, lambda: None)
         return await self._open(spec.run, spec.runtime, pid, start_time)
 
     async def _forked_unheard(self, run: str) -> IShim | None:

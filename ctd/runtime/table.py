@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 
 import attrs
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 
 from ctd.concurrency import shielded
 from ctd.database import Database, Transaction
@@ -29,6 +29,7 @@ class Entry:
     :ivar processes: those other than the first, by id.
     :ivar shim: the live one, or None.
     :ivar lock: held by whoever changes what the container is: start, delete.
+    :ivar underway: processes that are being run just now.
     """
 
     record: Record
@@ -36,6 +37,7 @@ class Entry:
     shim: IShim | None = None
     lock: DeferredLock = attrs.field(factory=DeferredLock)
     waiting: dict[str, list[Deferred[Exit]]] = attrs.field(factory=dict)
+    underway: set[str] = attrs.field(factory=set)
 
     @property
     def run(self) -> str:
@@ -91,7 +93,7 @@ class Table:
         return entry, state
 
     async def reserve(self, record: Record) -> Entry:
-        """Record that a container is being made.
+        """Record that a container is being made; on an error, and if cancelled, it is not.
 
         :raise AlreadyExists: its id is taken.
         """
@@ -101,9 +103,14 @@ class Table:
         self._add(entry)
         try:
             await shielded(self._transact(lambda tx: records.reserve(tx, record)))
-        except sqlite3.IntegrityError:
+        except CancelledError:
+            await self.advance(entry, INIT, lambda it: it.deleted())
+            raise
+        except Exception as error:
             self._remove(entry)
-            raise AlreadyExists("container", record.id) from None
+            if isinstance(error, sqlite3.IntegrityError):
+                raise AlreadyExists("container", record.id) from None
+            raise
         return entry
 
     async def complete(self, entry: Entry, record: Record, pid: int) -> None:
@@ -121,7 +128,9 @@ class Table:
         await shielded(work())
 
     async def reserve_process(self, entry: Entry, record: ProcessRecord) -> None:
-        """Record that a process is about to be run.
+        """Record that a process is about to be run; on an error, and if cancelled, it is not.
+
+        It is underway until the caller takes it from :attr:`Entry.underway`.
 
         :raise AlreadyExists: its id is taken.
         :raise FailedPrecondition: the container does not run.
@@ -137,9 +146,15 @@ class Table:
             records.reserve_process(tx, record)
 
         entry.processes[id] = record
+        entry.underway.add(id)
         try:
             await shielded(self._transact(change))
-        except BaseException as error:
+        except CancelledError:
+            entry.underway.discard(id)
+            await self.advance(entry, id, lambda it: it.abandoned())
+            raise
+        except Exception as error:
+            entry.underway.discard(id)
             if entry.processes.get(id) is record:
                 del entry.processes[id]
             if isinstance(error, sqlite3.IntegrityError):
@@ -182,7 +197,8 @@ class Table:
             entry.record = attrs.evolve(entry.record, state=state)
         if isinstance(state, Stopped | Deleting) and state.exit is not None:
             for waiter in entry.waiting.pop(process, ()):
-                waiter.callback(state.exit)
+                if not waiter.called:
+                    waiter.callback(state.exit)
 
     def _remove(self, entry: Entry) -> None:
         self._runs.pop(entry.run, None)
@@ -195,6 +211,8 @@ class Table:
     def _refuse(self, entry: Entry, process: str) -> None:
         container = entry.record.id
         for waiter in entry.waiting.pop(process, ()):
+            if waiter.called:
+                continue
             if process == INIT:
                 waiter.errback(NotFound("container", container))
             else:

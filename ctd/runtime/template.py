@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
@@ -60,8 +61,8 @@ class _TemplateProcess(ProcessProtocol):
             self._log.warn("template: {line}", line=line)
 
     def processEnded(self, reason: Failure) -> None:
-        self.exchange.lost(TemplateDied(reason.getErrorMessage()))
         self._template.ended(self)
+        self.exchange.lost(TemplateDied(reason.getErrorMessage()))
 
 
 class Template:
@@ -83,8 +84,7 @@ class Template:
         self._gone: Deferred[None] | None = None
 
     def start(self) -> None:
-        """Spawn it."""
-        self._restart = None
+        """Spawn it.  :raise OSError: it cannot be."""
         process = _TemplateProcess(self._clock, self)
         self._reactor.spawnProcess(
             process,
@@ -94,13 +94,22 @@ class Template:
             path="/",
         )
         self._process = process
+        self._wake()
+
+    def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
-            waiter.callback(None)
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _leave(self, waiter: Deferred[None]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
 
     async def stop(self) -> None:
         """Let it end, by the end of its standard input."""
         self._stopping = True
+        self._wake()
         if self._restart is not None:
             self._restart.cancel()
             self._restart = None
@@ -122,10 +131,22 @@ class Template:
             if self._gone is not None:
                 self._gone.callback(None)
             return
-        old = self._clock.seconds() - process.started_at > YOUNG
+        if self._clock.seconds() - process.started_at > YOUNG:
+            self._pause = 0.0
         self._log.error("the template died; another one is started in {pause} s", pause=self._pause)
-        self._restart = self._clock.callLater(self._pause, self.start)
-        self._pause = 0.0 if old else min(max(self._pause * 2, PAUSE), LONGEST_PAUSE)
+        self._start_later()
+
+    def _start_later(self) -> None:
+        self._restart = self._clock.callLater(self._pause, self._start_again)
+        self._pause = min(max(self._pause * 2, PAUSE), LONGEST_PAUSE)
+
+    def _start_again(self) -> None:
+        self._restart = None
+        try:
+            self.start()
+        except OSError as error:  # no memory, or too many processes: just now
+            self._log.error("the template cannot be started: {error}", error=error)
+            self._start_later()
 
     async def fork(self, params: Mapping[str, Any]) -> tuple[int, int]:
         """Have a shim forked; gives its pid and start time.
@@ -144,11 +165,14 @@ class Template:
         while self._process is None:
             if self._stopping:
                 raise Unavailable("template", "the daemon is stopping")
-            waiter: Deferred[None] = Deferred(self._waiting.remove)
+            waiter: Deferred[None] = Deferred(self._leave)
             self._waiting.append(waiter)
             await waiter
         return self._process
 
 
 def _kill(transport: IProcessTransport) -> None:
-    transport.signalProcess("KILL")
+    try:
+        transport.signalProcess("KILL")
+    except ProcessExitedAlready:
+        pass

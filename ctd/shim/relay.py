@@ -85,55 +85,34 @@ class OutputRelay:
 class FifoOutput(OutputRelay):
     """Output to a fifo that a client made, with splice(2).
 
-    The fifo is held by an O_PATH descriptor, so it stays the same one whatever
-    happens to its name.  While it has no reader, output waits or is dropped;
-    a process is not told of that, since clients come and go.  But when the
-    fifo has no name any more, nobody can come: then a process whose output
-    would wait gets a broken pipe, as in a pipeline.
+    Its writing end is open for as long as the relay lives, whether there is a
+    reader or not: nobody waits in open(2), and what is in the fifo is not lost
+    between two readers.  While there is none, output waits or is dropped; a
+    process is not told of that, since clients come and go.  But when the fifo
+    has no name any more, nobody can come: then a process whose output would
+    wait gets a broken pipe, as in a pipeline.
     """
 
     def __init__(
-        self, loop: Loop, source: int, done: Callable[[], None], fifo: int, drop: bool
+        self, loop: Loop, source: int, done: Callable[[], None], target: int, drop: bool
     ) -> None:
         super().__init__(loop, source, done)
-        self._fifo = fifo
+        self._target = target
         self._drop = drop
-        self._target: int | None = None
         self._nowhere: int | None = None
         self._look: Timer | None = None
         self._pause = _FIRST_LOOK
 
-    def begin(self) -> None:
-        """Relay from now on."""
-        self._has_reader()  # one that waits in open(2) goes on
-        super().begin()
-
     def _has_reader(self) -> bool:
-        if self._target is not None:
-            poll = select.poll()
-            poll.register(self._target, 0)
-            return not poll.poll(0)
-        try:
-            self._target = os.open(
-                f"/proc/self/fd/{self._fifo}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            )
-        except OSError:  # ENXIO
-            return False
-        return True
+        poll = select.poll()
+        poll.register(self._target, 0)
+        return not poll.poll(0)
 
     def _on_source(self, events: int) -> None:
-        if self._target is None and not self._has_reader():
-            self._without_reader(events)
-        else:
-            self._move(events)
-
-    def _move(self, events: int) -> None:
-        assert self._target is not None
         try:
             moved = os.splice(self._source, self._target, SPLICED)
         except BrokenPipeError:
-            if not self._has_reader():
-                self._without_reader(events)
+            self._without_reader(events)
         except _LATER:
             self._loop.unwatch(self._source)
             self._loop.watch(self._target, WRITABLE, self._on_target)
@@ -142,53 +121,48 @@ class FifoOutput(OutputRelay):
                 self._end()
 
     def _on_target(self, _: int) -> None:
-        assert self._target is not None
         self._loop.unwatch(self._target)
         self._loop.watch(self._source, READABLE, self._on_source)
 
     def _without_reader(self, events: int) -> None:
         if self._drop:
-            if self._nowhere is None:
-                self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                moved = os.splice(self._source, self._nowhere, SPLICED)
-            except _LATER:
-                return
-            self.dropped += moved
-            if not moved:
-                self._end()
+            self._discard()
         elif not waiting(self._source):
             if events & HUNG_UP:
                 self._end()
-        elif not os.fstat(self._fifo).st_nlink:
-            self.close()
         else:
             self._loop.unwatch(self._source)
-            self._look_later()
+            self._look_again()
 
-    def _look_later(self) -> None:
-        self._look = self._loop.after(self._pause, self._look_again)
-        self._pause = min(self._pause * 2, _LAST_LOOK)
+    def _discard(self) -> None:
+        if self._nowhere is None:
+            self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            moved = os.splice(self._source, self._nowhere, SPLICED)
+        except _LATER:
+            return
+        self.dropped += moved
+        if not moved:
+            self._end()
 
     def _look_again(self) -> None:
         if self._has_reader():
             self._pause = _FIRST_LOOK
             self._look = None
-            super().begin()
-        elif not os.fstat(self._fifo).st_nlink:
+            self._loop.watch(self._source, READABLE, self._on_source)
+        elif not os.fstat(self._target).st_nlink:
             self.close()
         else:
-            self._look_later()
+            self._look = self._loop.after(self._pause, self._look_again)
+            self._pause = min(self._pause * 2, _LAST_LOOK)
 
     def _release(self) -> None:
         if self._look is not None:
             self._look.cancel()
-        if self._target is not None:
-            self._loop.unwatch(self._target)
-            os.close(self._target)
+        self._loop.unwatch(self._target)
+        os.close(self._target)
         if self._nowhere is not None:
             os.close(self._nowhere)
-        os.close(self._fifo)
 
 
 class FileOutput(OutputRelay):
@@ -234,11 +208,10 @@ class FifoInput:
     tells of that only once there was a writer (fifo(7), poll(2) POLLHUP).
     """
 
-    def __init__(self, loop: Loop, fifo: int, target: int) -> None:
+    def __init__(self, loop: Loop, source: int, target: int) -> None:
         self._loop = loop
+        self._source = source
         self._target = target
-        self._source = os.open(f"/proc/self/fd/{fifo}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.close(fifo)
         self._ending = False
         self._ended = False
         os.set_blocking(target, False)
@@ -298,15 +271,29 @@ class FifoInput:
 
 
 def open_fifo(path: str, field: str) -> int:
-    """Hold a fifo without opening it.  :raise FieldError: there is none of that name."""
+    """A client's fifo, opened for its direction; never waits for the other side.
+
+    :raise FieldError: there is none of that name.
+    """
     try:
-        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise FieldError(field, f"{path}: {error.strerror}") from None
-    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise FieldError(field, f"{path} is not a fifo")
-    return fd
+    try:
+        if not stat.S_ISFIFO(os.fstat(held).st_mode):
+            raise FieldError(field, f"{path} is not a fifo")
+        name = f"/proc/self/fd/{held}"
+        flags = os.O_NONBLOCK | os.O_CLOEXEC
+        if field == "stdin":
+            return os.open(name, flags | os.O_RDONLY)
+        # A writing end is only given while there is a reading end: ours, for a moment.
+        both = os.open(name, flags | os.O_RDWR)
+        try:
+            return os.open(name, flags | os.O_WRONLY)
+        finally:
+            os.close(both)
+    finally:
+        os.close(held)
 
 
 def open_file(path: str) -> int:

@@ -89,7 +89,8 @@ class Server:
 
     def close(self) -> None:
         """Listen no longer and hang up."""
-        os.unlink(SOCKET)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(SOCKET)
         self._loop.unwatch(self._socket.fileno())
         self._socket.close()
         for connection in list(self._connections):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 
 from ctd import kernel
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 #: How long, in seconds, a shim that nobody needs waits for a connection.
 IDLE = 60.0
 
+#: How often, in seconds, one without a container looks whether its run is still there.
+LOOK = 1.0
+
 
 def main(params: dict[str, Any], answer: int) -> None:
     """Be a shim until the end.
@@ -33,6 +37,7 @@ def main(params: dict[str, Any], answer: int) -> None:
     """
     try:
         surroundings.settle(params["directory"], answer)
+        claim()
         mounts.leave_namespace()
         shim = Shim(params)
     except Exception as error:  # noqa: BLE001 (told to who asked)
@@ -42,6 +47,15 @@ def main(params: dict[str, Any], answer: int) -> None:
     os.write(answer, encode(shim.identity))
     os.close(answer)
     shim.run()
+
+
+def claim() -> None:
+    """Have this run for ourselves as long as we live.  :raise OSError: another shim has it."""
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError("another shim has this run") from None
 
 
 class Shim:
@@ -81,6 +95,7 @@ class Shim:
         identity = {"run": run, **self.identity}
         self._server = Server(self.loop, methods, identity, self._expect)
         self._expect()
+        self.loop.after(LOOK, self._look_whether_known)
 
     def run(self) -> None:
         """Work until nobody needs it."""
@@ -103,6 +118,16 @@ class Shim:
         if self._server.is_deserted and not self._container.alive:
             log("nobody needs this shim")
             self.loop.stop()
+
+    def _look_whether_known(self) -> None:
+        """End at once if the run was destroyed by who did not know that we were on our way."""
+        if self._container.alive:
+            return
+        if self._server.is_deserted and not os.path.exists(SHIM_FILE):
+            log("the run is gone")
+            self.loop.stop()
+        else:
+            self.loop.after(LOOK, self._look_whether_known)
 
     def _shutdown(self, params: dict[str, Any]) -> dict[str, Any]:
         if self._container.alive:

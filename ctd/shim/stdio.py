@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 
 from ctd.protocols.shim import UNIMPLEMENTED, Failure, FieldError, Stream, attach_file
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from ctd.shim.loop import Loop
+
+
+#: Room for output while the shim is not running; memory is only taken by what is in it.
+_PIPE_SIZE = 1 << 18
 
 
 class Streams:
@@ -127,6 +133,8 @@ class Streams:
             return
         target = _open_target(name, stream)
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):  # there is a limit to what a user may have
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
         self.child.append(writer)
         if name == "stderr":
             self._error = reader

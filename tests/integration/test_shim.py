@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -231,6 +232,23 @@ class TestLife:
         wait_until(lambda: children.read_text().split() == [str(init)])
 
 
+class TestClaims:
+    """Runs belong to one shim."""
+
+    def test_second_shim(self, rig: Rig) -> None:
+        """A second shim for a run that has one is refused, and the first goes on."""
+        shim = rig.fork()
+        with pytest.raises(Failure, match="another shim"):
+            rig.connection.call("fork", **rig.fork_params(shim))
+        assert shim.connect().call("state") == {"processes": []}
+
+    def test_destroyed_on_its_way(self, rig: Rig) -> None:
+        """A shim without a container whose directory goes ends by itself."""
+        shim = rig.fork()
+        shutil.rmtree(shim.directory)
+        wait_until(lambda: not alive(shim.pid))
+
+
 class TestFailures:
     """What the runtime refuses."""
 
@@ -318,7 +336,7 @@ class TestFailures:
             connection.call("create", mounts=rig.mounts, **params)
         assert caught.value.kind == kind
         assert caught.value.fields["field"] in ("stdio", "stdout", "stderr", "terminal")
-        assert len(os.listdir(f"/proc/{shim.pid}/fd")) == 8
+        assert len(os.listdir(f"/proc/{shim.pid}/fd")) == 9
 
 
 class TestExec:
@@ -404,11 +422,11 @@ class TestStreams:
         """Output waits for the first reader of a fifo, and all of it comes then."""
         out = rig.directory / "out"
         _, connection = started(
-            rig, "sh", "-c", "yes | head -c 300000", stdio={"stdout": fifo(out)}
+            rig, "sh", "-c", "yes | head -c 600000", stdio={"stdout": fifo(out)}
         )
         time.sleep(0.3)
         assert state_of(connection)["status"] == "running"
-        assert out.read_bytes() == b"y\n" * 150000
+        assert out.read_bytes() == b"y\n" * 300000
         connection.notification("output_ended")
 
     def test_reader_comes_back(self, rig: Rig) -> None:
@@ -417,14 +435,14 @@ class TestStreams:
         uri = fifo(out)
         first = os.open(out, os.O_RDONLY | os.O_NONBLOCK)
         _, connection = started(
-            rig, "sh", "-c", "yes | head -c 400000; exit 5", stdio={"stdout": uri}
+            rig, "sh", "-c", "yes | head -c 800000; exit 5", stdio={"stdout": uri}
         )
         os.set_blocking(first, True)
         count = len(os.read(first, 100))
         os.close(first)
         time.sleep(0.3)
         assert state_of(connection)["status"] == "running"
-        assert count + len(out.read_bytes()) == 400000
+        assert count + len(out.read_bytes()) == 800000
         assert connection.notification("exited")["exit_status"] == 5
 
     def test_nobody_can_come(self, rig: Rig) -> None:
@@ -681,15 +699,15 @@ class TestSurroundings:
         assert score == (-999 if may_lower_scores() else 0)
         links = [os.readlink(p) for p in Path(f"/proc/{shim.pid}/fd").iterdir()]
         kinds = sorted(link.partition(":")[0] for link in links)
-        log = str(shim.directory / "shim.log")
-        assert kinds == ["/dev/null", "/dev/null", log, "anon_inode", "pipe", "pipe", "socket"]
+        own = [str(shim.directory), str(shim.directory / "shim.log")]
+        assert kinds == ["/dev/null", "/dev/null", *own, "anon_inode", "pipe", "pipe", "socket"]
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             os.kill(shim.pid, number)
         assert shim.connect().call("state") == {"processes": []}
 
     def test_container(self, rig: Rig) -> None:
         """A container inherits neither descriptors nor ignored signals nor the shim's score."""
-        shim, connection = started(rig, "sleep", "100")
+        _, connection = started(rig, "sleep", "100")
         pid = state_of(connection)["pid"]
         wait_until(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
         assert sorted(os.listdir(f"/proc/{pid}/fd")) == ["0", "1", "2"]

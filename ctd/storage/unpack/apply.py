@@ -13,7 +13,6 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ctd import kernel
 from ctd.storage.unpack import tar
 from ctd.storage.unpack.faults import Budget, Malformed, NeedsParent, TooLarge
 from ctd.storage.unpack.places import (
@@ -34,8 +33,6 @@ _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DOTS = (b"", b".", b"..")
 _SPECIAL = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
-#: Files from this size on are sent to the disk at once, so that the commit's sync is short.
-_EARLY = 1 << 20
 
 
 class Applier:
@@ -233,8 +230,6 @@ class Applier:
             if entry.xattrs:
                 self._xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
-            if entry.size >= _EARLY:
-                kernel.sync_file_range(fd, 0, 0)
         finally:
             os.close(fd)
 

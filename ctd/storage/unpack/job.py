@@ -15,19 +15,20 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ctd import kernel
 from ctd.storage.unpack import compression, faults, places, tar, words
 from ctd.storage.unpack.apply import Applier
 from ctd.storage.unpack.faults import Malformed, NeedsParent, TooLarge
+from ctd.storage.unpack.mounting import enter
 from ctd.storage.unpack.settle import settle
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_THE_LAYER = (*_FULL, errno.EIO, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 #: How often progress is told, in bytes read of the blob.
 _PROGRESS = 4 << 20
 
-#: Chunks that wait to be hashed.
+#: Chunks that wait to be hashed, and to be used.
 _AHEAD = 8
 
 
@@ -82,11 +83,12 @@ class Job:
         begin = self._begin
         self._proc = os.open("/proc", _OPEN)
         base = os.open(begin["base"], _OPEN)
-        root = _enter(begin["mounts"])
+        os.umask(0)
+        root = enter(begin["mounts"])
         budget = faults.Budget(**begin["budget"])
         applier = Applier(root, begin["below"], budget)
-        hasher = _Hasher(begin["algorithm"])
-        stream = tar.Bytes(hasher.passing(self._chunks()), budget.bytes)
+        pipeline = Pipeline(self._chunks(), begin["algorithm"])
+        stream = tar.Bytes(iter(pipeline), budget.bytes)
         reader = tar.Reader(stream, budget)
         for entry in reader:
             try:
@@ -95,12 +97,12 @@ class Job:
                 error.entry = error.entry or entry.name
                 raise
             except OSError as error:
-                if error.errno in _FULL:
+                if error.errno in _NOT_THE_LAYER:
                     raise
                 raise Malformed(error.strerror or str(error), entry.name) from error
             self._entries += 1
         stream.drain()
-        self._say(applied={"diff_id": hasher.result(), "entries": self._entries})
+        self._say(applied={"diff_id": pipeline.digest(), "entries": self._entries})
         parent = self._hear("parent")
         if begin["below"] == places.APART:
             layers = [os.open(path, _OPEN | os.O_NOFOLLOW, dir_fd=base) for path in parent]
@@ -144,88 +146,43 @@ class Job:
             self._rest += data
 
 
-class _Hasher:
-    """Hashes what passes, in a thread beside the one that uses it."""
+class Pipeline:
+    """Decompressing and hashing, each in a thread beside the one that uses the chunks."""
 
-    def __init__(self, algorithm: str) -> None:
+    def __init__(self, chunks: Iterator[bytes], algorithm: str) -> None:
+        self._source = chunks
         self._hash = hashlib.new(algorithm)
-        self._queue: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._ahead: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
+        self._unhashed: queue.Queue[bytes | None] = queue.Queue(_AHEAD)
+        self._threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._produce, self._digest)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def passing(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
-        """The same chunks."""
-        for chunk in chunks:
-            self._queue.put(chunk)
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks.  :raise: what the source raised."""
+        while (chunk := self._ahead.get()) is not None:
+            if isinstance(chunk, BaseException):
+                raise chunk
             yield chunk
 
-    def result(self) -> str:
-        """The digest in hex, of all that has passed."""
-        self._queue.put(None)
-        self._thread.join()
+    def digest(self) -> str:
+        """The digest in hex of all the chunks, once they were taken."""
+        for thread in self._threads:
+            thread.join()
         return self._hash.hexdigest()
 
-    def _work(self) -> None:
-        while (chunk := self._queue.get()) is not None:
+    def _produce(self) -> None:
+        try:
+            for chunk in self._source:
+                self._unhashed.put(chunk)
+                self._ahead.put(chunk)
+            self._ahead.put(None)
+        except BaseException as error:  # noqa: BLE001 (raised again where the chunks are used)
+            self._ahead.put(error)
+        self._unhashed.put(None)
+
+    def _digest(self) -> None:
+        while (chunk := self._unhashed.get()) is not None:
             self._hash.update(chunk)
-
-
-def _enter(mounts: list[dict[str, Any]]) -> int:
-    """Mount what is to be mounted, where nobody sees it, and make it the root directory."""
-    kernel.unshare(kernel.CLONE_NEWNS)
-    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    (mount,) = mounts
-    if mount["type"] == "bind":
-        root = os.open(mount["source"], _OPEN)
-    else:
-        root = _overlay(mount["options"])
-    os.fchdir(root)
-    os.chroot(".")
-    return root
-
-
-def _overlay(given: list[str]) -> int:
-    """An overlay on its own upper directory.
-
-    mount(2) takes one page of options, so the layers are said relative to the
-    directory that they have in common.  Their paths are the snapshotter's own:
-    only what is above that directory can hold what would need an escape.
-    """
-    options = dict(option.partition("=")[::2] for option in given)
-    upper, work = _unescaped(options["upperdir"]), _unescaped(options["workdir"])
-    lower = [_unescaped(path) for path in _split(options["lowerdir"])]
-    common = os.path.commonpath([upper, work, *lower])
-    os.chdir(common)
-    paths = {
-        "lowerdir": ":".join(os.path.relpath(path, common) for path in lower),
-        "upperdir": os.path.relpath(upper, common),
-        "workdir": os.path.relpath(work, common),
-    }
-    rest = [option for option in given if option.partition("=")[0] not in paths]
-    data = ",".join([*rest, *(f"{name}={path}" for name, path in paths.items())])
-    kernel.mount("overlay", upper, "overlay", 0, data)
-    return os.open(upper, _OPEN)
-
-
-def _split(lower: str) -> list[str]:
-    """Paths separated by colons that no backslash escapes."""
-    paths, current, escaped = [], "", False
-    for character in lower:
-        if character == ":" and not escaped:
-            paths.append(current)
-            current = ""
-        else:
-            current += character
-        escaped = character == "\\" and not escaped
-    return [*paths, current]
-
-
-def _unescaped(path: str) -> str:
-    plain, escaped = "", False
-    for character in path:
-        if character == "\\" and not escaped:
-            escaped = True
-            continue
-        plain += character
-        escaped = False
-    return plain

@@ -1,44 +1,63 @@
-"""A snapshot's mounts made in this process's own mount namespace, to go with the process."""
+"""A snapshot made the root directory, in a mount namespace that ends with the process."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ctd import kernel
 
-#: (type, source, options, target), as in :class:`ctd.model.Mount`.
-Mounting = tuple[str, str, Sequence[str], str]
-
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _PAGE = 4000
 
 
-def mount_apart(mounts: Sequence[Mounting], spot: str) -> None:
-    """Leave the host's mount namespace and make *mounts* at *spot*."""
+def enter(mounts: Sequence[Mapping[str, Any]]) -> int:
+    """Leave the host's mounts, make a snapshot's, and have them as the root directory.
+
+    :param mounts: the one mount of an active snapshot, a :class:`ctd.model.Mount` as JSON has it.
+    :return: a descriptor of the root directory.
+    """
     kernel.unshare(kernel.CLONE_NEWNS)
     kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-    for type, source, options, target in mounts:
-        at = os.path.join(spot, target.lstrip("/"))
-        flags, data = kernel.mount_options(options)
-        if type == "overlay" and len(data) > _PAGE:
-            _mount_many(options, at)
-            continue
-        kernel.mount(source, at, type, flags, data)
-        if flags & kernel.MS_BIND and flags & kernel.MS_RDONLY:
-            kernel.mount(None, at, None, flags | kernel.MS_REMOUNT, "")
+    (mount,) = mounts
+    if mount["type"] == "overlay":
+        root = _overlay(mount["options"])
+    else:
+        root = os.open(mount["source"], _OPEN)
+    os.fchdir(root)
+    os.chroot(".")
+    return root
 
 
-def _mount_many(options: Sequence[str], target: str) -> None:
-    """An overlay of more layers than a page of options can name."""
+def _overlay(options: Sequence[str]) -> int:
+    """An overlay, mounted on its own upper directory."""
+    [upper] = [o.partition("=")[2] for o in options if o.startswith("upperdir=")]
+    target = _plain(upper)
+    flags, data = kernel.mount_options(options)
+    if len(os.fsencode(data)) < _PAGE:
+        kernel.mount("overlay", target, "overlay", flags, data)
+    else:  # mount(2) takes a page of options
+        mount = kernel.detached("overlay", _apart(options))
+        kernel.attach(mount, target)
+        os.close(mount)
+    return os.open(target, _OPEN)
+
+
+def _apart(options: Sequence[str]) -> list[str]:
+    """The same options with each lower directory by itself."""
     given: list[str] = []
     for option in options:
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            for layer in re.findall(r"(?:[^:\\]|\\.)+", value):
-                given.append("lowerdir+=" + re.sub(r"\\(.)", r"\1", layer))
+            layers = re.findall(r"(?:[^:\\]|\\.)+", value)
+            given += [f"lowerdir+={_plain(layer)}" for layer in layers]
         else:
             given.append(option)
-    mount = kernel.detached("overlay", given)
-    kernel.attach(mount, target)
-    os.close(mount)
+    return given
+
+
+def _plain(path: str) -> str:
+    """A path of an overlay's option without the escapes."""
+    return re.sub(r"\\(.)", r"\1", path)

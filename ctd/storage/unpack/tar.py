@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from zlib import adler32
 
 from ctd.storage.unpack.faults import Budget, Malformed, TooLarge
@@ -23,7 +24,6 @@ _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _PLAIN = {b"0", b"\0", b"7"}
 _TYPES = {b"1", b"2", b"3", b"4", b"5", b"6"}
-_GNU = b"ustar  \0"
 
 
 class Bytes:
@@ -136,6 +136,10 @@ def number(field: bytes) -> int:
     return int(digits, 8)
 
 
+#: For fields that are much the same in all members.
+_same = lru_cache(256)(number)
+
+
 def _checksum_is_right(block: bytes | memoryview, stored: int, field: bytes) -> bool:
     # adler32's low half is 1 + the sum of the bytes, modulo 65521: exact for 256 bytes.
     total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
@@ -232,9 +236,9 @@ class Reader:
         try:
             if not _checksum_is_right(block, number(checksum), checksum):
                 raise Malformed("a header's checksum is wrong: damaged, or no tar", name)
-            entry.mode = number(mode) & 0o7777
-            entry.uid = number(uid)
-            entry.gid = number(gid)
+            entry.mode = _same(mode) & 0o7777
+            entry.uid = _same(uid)
+            entry.gid = _same(gid)
             entry.size = number(size)
             entry.mtime = number(mtime) * 1_000_000_000
             if kind in b"34":

@@ -25,8 +25,8 @@ MALFORMED, TOO_LARGE, NEEDS_PARENT, FULL_DISK, BROKEN = (
     "malformed", "too_large", "needs_parent", "full_disk", "broken",
 )  # fmt: skip
 
-#: The most characters of a name or reason that is passed on.
-_TEXT = 500
+#: The most bytes of a name or reason that is passed on, as JSON has them.
+_TEXT = 1200
 
 
 def say(fd: int, **message: Any) -> None:
@@ -40,4 +40,9 @@ def say(fd: int, **message: Any) -> None:
 def text(value: bytes | str) -> str:
     """A name or reason, short enough for a message whatever is in it."""
     shown = value.decode(errors="backslashreplace") if isinstance(value, bytes) else value
-    return shown if len(shown) <= _TEXT else shown[:_TEXT] + "..."
+    if len(json.dumps(shown)) <= _TEXT:
+        return shown
+    shown = shown[:_TEXT]
+    while len(json.dumps(shown)) > _TEXT:
+        shown = shown[: len(shown) * 3 // 4]
+    return shown + "..."
