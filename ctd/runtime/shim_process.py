@@ -132,8 +132,6 @@ class ShimProcess(ProcessProtocol):
             await self._transport.connect(address, seconds)
             exchange = self._exchange = Exchange(self._clock, self._send, self._notified)
             hello = await exchange.request("hello", {"versions": [words.VERSION]}, seconds)
-            if hello.get("version") != words.VERSION or hello.get("run") != self.run:
-                raise Unavailable(f"shim {self.run}", f"it answers {hello!r}")
         except ShimGone as error:  # it hung up, and may live on
             if self._ended:
                 raise ShimGone(self.run, "it has died") from None
@@ -141,6 +139,11 @@ class ShimProcess(ProcessProtocol):
         except (ConnectError, Refused, DeadlineExceeded) as error:
             self.hang_up()
             raise Unavailable(f"shim {self.run}", str(error)) from error
+        if not isinstance(hello, dict) or (
+            (hello.get("version"), hello.get("run")) != (words.VERSION, self.run)
+        ):
+            self.hang_up()
+            raise Unavailable(f"shim {self.run}", f"it answers {hello!r}")
         self._greeted = True
 
     def hang_up(self) -> None:
@@ -192,8 +195,14 @@ class ShimProcess(ProcessProtocol):
             self._transport.write(line)
 
     def _notified(self, method: str, params: Mapping[str, Any]) -> None:
-        if method == "exited":
-            self._listener.exited(self.run, str(params["process"]), _exit(params))
+        if method != "exited":
+            return
+        try:
+            process, exit = str(params["process"]), _exit(params)
+        except KeyError as error:
+            self._log.error("shim {run} tells of an exit without {error}", run=self.run, error=error)
+            return
+        self._listener.exited(self.run, process, exit)
 
     # IShim.
 

@@ -99,6 +99,8 @@ class Table:
         """
         if (record.namespace, record.id) in self._names:
             raise AlreadyExists("container", record.id)
+        if record.run in self._runs:
+            raise AlreadyExists("run", record.run)
         entry = Entry(record)
         self._add(entry)
         try:

@@ -34,6 +34,17 @@ def eventually(condition: Callable[[], T], seconds: float = 10.0, what: str = ""
     return value
 
 
+def children_of(pid: int) -> list[int]:
+    """The pids of a process's children; none if it is not there."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, path.read_text().split())
+        except OSError:
+            continue
+    return found
+
+
 class Completed:
     """How a command ended: its exit status, standard output and standard error."""
 
@@ -219,16 +230,22 @@ class Daemon:
         return next(pid for pid, command in self.children() if "template" in " ".join(command))
 
     def workers(self) -> list[int]:
-        """The pids of the processes that unpack layers."""
+        """The pids of the processes from which those that unpack layers come."""
         return [pid for pid, command in self.children() if "unpack" in " ".join(command)]
+
+    def jobs(self) -> list[int]:
+        """The pids of the processes that unpack a layer now."""
+        return [pid for worker in self.workers() for pid in children_of(worker)]
 
     def children(self) -> Sequence[tuple[int, list[str]]]:
         """The pids and command lines of the daemon's own children."""
         found = []
-        for path in Path(f"/proc/{self.pid}/task").glob("*/children"):
-            for word in path.read_text().split():
-                command = Path(f"/proc/{word}/cmdline").read_bytes().decode(errors="replace")
-                found.append((int(word), command.split("\0")[:-1]))
+        for pid in children_of(self.pid):
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            found.append((pid, command.split("\0")[:-1]))
         return found
 
     def destroy(self) -> None:

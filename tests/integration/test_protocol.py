@@ -30,7 +30,8 @@ def recipes() -> list[tuple[str, list[str]]]:
 
 def as_printed(printed: str) -> re.Pattern[str]:
     """What a printed line stands for; ``...`` is anything."""
-    return re.compile(re.escape(printed).replace(r",\ \.\.\.", r",.*").replace(r"\.\.\.", ".*"))
+    parts = printed.replace(", ", ",").split("...")
+    return re.compile(".*".join(re.escape(part) for part in parts))
 
 
 def done(daemon: Daemon, command: str) -> list[str]:
@@ -139,7 +140,7 @@ def test_subscribe(daemon: Daemon, image: str) -> None:
     assert first["params"] == {"call": 1, "subscribed": {"since": 0}}
     daemon.call("images.pull", ref=image)
     daemon.run(["true"], image=image)
-    expected = [event for event in daemon.events() if event["namespace"] == "default"]
+    expected = daemon.events()
     seen = [json.loads(socat.stdout.readline())["params"] for _ in expected]
     assert seen == [{"call": 1, "event": event} for event in expected]
     socat.kill()

@@ -394,17 +394,18 @@ def test_daemon_killed(daemon: Daemon) -> None:
     assert sorted(committed(daemon).values()) == [1]
 
 
-def test_worker_killed(daemon: Daemon) -> None:
-    """After kill -9 of an unpack worker in the middle, the layer is unpacked again, by another."""
+@pytest.mark.parametrize("which", ["workers", "jobs"])
+def test_worker_killed(daemon: Daemon, which: str) -> None:
+    """After kill -9 of what unpacks, in the middle, the layers are unpacked again, by another."""
     go_on = threading.Event()
     with closing(LyingRegistry([big_layer("one"), big_layer("two")])) as registry:
         registry.send = held_at(5 << 20, go_on)
         with pulling(daemon, registry.image) as (connection, number):
-            for _ in range(2):
-                workers = eventually(daemon.workers)
-                for pid in workers:
-                    os.kill(pid, signal.SIGKILL)
-                eventually(lambda: not set(workers) & set(daemon.workers()))  # noqa: B023
+            eventually(lambda: len(daemon.jobs()) == 2)
+            killed = getattr(daemon, which)()
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            eventually(lambda: not set(killed) & {*daemon.workers(), *daemon.jobs()})
             go_on.set()
             assert connection.reply(number)["name"] == registry.image
         assert [registry.fetched(layer) for layer in registry.layers] == [1, 1]
@@ -568,10 +569,10 @@ def test_wrong_diff_id(daemon: Daemon) -> None:
     [
         [file("../../outside")],
         [file("a/b/../../../outside")],
-        [file("a", type=tarfile.DIRTYPE), file("a/.wh...")],
-        [file("a", type=tarfile.DIRTYPE), file("a/.wh..")],
-        [file("x", type=tarfile.LNKTYPE, linkname="../../../../etc/passwd")],
-        [file("x", type=tarfile.LNKTYPE, linkname="/proc/1/environ")],
+        [file("a", b"", type=tarfile.DIRTYPE), file("a/.wh...", b"")],
+        [file("a", b"", type=tarfile.DIRTYPE), file("a/.wh..", b"")],
+        [file("x", b"", type=tarfile.LNKTYPE, linkname="../../../../etc/passwd")],
+        [file("x", b"", type=tarfile.LNKTYPE, linkname="/proc/1/environ")],
     ],
     ids=["up", "down-and-up", "whiteout-of-parent", "whiteout-of-self", "link-up", "link-to-host"],
 )
@@ -590,7 +591,7 @@ def test_staying_inside(daemon: Daemon, tmp_path: Path, name: str) -> None:
     """A path through a symbolic link to the host's root, or an absolute one, stays inside."""
     name = name.format(f"{tmp_path.name}-outside")
     members = [
-        file("way", type=tarfile.SYMTYPE, linkname=str(tmp_path)),
+        file("way", b"", type=tarfile.SYMTYPE, linkname=str(tmp_path)),
         file(name if name.startswith("way") else f"{tmp_path}/{name}", b"evil"),
     ]
     with closing(LyingRegistry([layer_of(*members)])) as registry:

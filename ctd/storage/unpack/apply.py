@@ -94,17 +94,21 @@ class Applier:
     def finish(self) -> None:
         """Set the directories' metadata; nothing may be applied after it."""
         for directory in self.places.root.walk():
-            it = directory.metadata
-            if it is None:
+            it, mtime = directory.metadata, directory.mtime
+            if it is None and mtime is None:
                 continue
             self.places.trim()
             fd = self.places.fd(directory)
-            os.fchown(fd, it.uid, it.gid)
-            os.fchmod(fd, it.mode)
-            for name, value in it.xattrs.items():
-                _set_xattr(fd, name, value)
-            if it.mtime is not None:
-                os.utime(fd, ns=(it.mtime, it.mtime))
+            if it is not None:
+                os.fchown(fd, it.uid, it.gid)
+                os.fchmod(fd, it.mode)
+                for name, value in it.xattrs.items():
+                    _set_xattr(fd, name, value)
+                mtime = it.mtime
+            elif os.fstat(fd).st_mtime_ns == mtime:
+                continue  # nothing was changed in it: it stays in its layer
+            if mtime is not None:
+                os.utime(fd, ns=(mtime, mtime))
 
     def _split(self, name: bytes, what: str = "its name") -> list[bytes]:
         """The components of a path, without the dots."""
@@ -153,6 +157,7 @@ class Applier:
         inside = directory.inside.get(hidden)
         if self._below == APART:
             if inside is not None:
+                inside.replaced = True
                 self.places.hide(inside)
                 return
             try:
@@ -251,6 +256,7 @@ class Applier:
         elif self._full:
             _strip_xattrs(self.places.fd(it))
         if replaced:
+            it.replaced = True
             self.places.hide(it)
         self._describe(it, entry)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ctd.storage.arrival import IArrivalListener, Source
 from ctd.storage.interfaces import UnpackProgress
 from ctd.storage.unpack.pool import Job
+
+T = TypeVar("T")
 
 #: What a job failed with if its process was killed.
 DIED = "died"
@@ -49,6 +51,7 @@ class Follower:
         self._stop: Callable[[], None] | None = None
         self._arrived: list[Deferred[None]] = []
         self._entries = 0
+        self._aside: Deferred[Any] | None = None
         self.applied: Deferred[dict[str, Any]] = Deferred(lambda _: None)
         self.done: Deferred[None] = Deferred(lambda _: None)
 
@@ -70,6 +73,17 @@ class Follower:
             self._stop()
         for one in (self.applied, self.done):
             one.addErrback(lambda _: None)
+
+    async def unless_failed(self, work: Coroutine[Any, Any, T]) -> T:
+        """What *work* gives, which ends early if the job fails.  :raise: what that failed with."""
+        self._aside = Deferred.fromCoroutine(work)
+        try:
+            result: T = await self._aside
+        except CancelledError:
+            if self.done.called:
+                await self.done
+            raise
+        return result
 
     # IArrivalListener.
 
@@ -119,6 +133,8 @@ class Follower:
         for one in (self.applied, self.done):
             if not one.called:
                 one.errback(reason)
+        if self._aside is not None:
+            self._aside.cancel()
 
     def _tell_arrived(self, reason: Failure | None) -> None:
         arrived, self._arrived = self._arrived, []

@@ -126,7 +126,8 @@ class LayerUnpacking:
                     actual = f"{layer.diff_id.algorithm}:{applied['diff_id']}"
                     await self._source.verified()  # or that is the fault
                     raise DiffIDMismatch(str(layer.blob.digest), str(layer.diff_id), actual)
-                job.say(parent=await self._parts() if seen == APART else [])
+                parts = await follower.unless_failed(self._parts()) if seen == APART else []
+                job.say(parent=parts)
                 await follower.done
         except JobFailed as failed:
             if failed.error in (words.MALFORMED, words.TOO_LARGE):

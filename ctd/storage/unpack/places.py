@@ -46,11 +46,14 @@ class Directory:
     :ivar metadata: to be set in the end, or None.
     :ivar implied: made, or passed through, without an entry for it so far.
     :ivar was_implied: was that at any time.
-    :ivar opaque: hides what lies below it.
+    :ivar opaque: hides what the lower one has in it.
+    :ivar replaced: is not the lower one of its name, but in its place.
+    :ivar mtime: what it had, in nanoseconds, if it lies below this layer; else None.
     """
 
     __slots__ = (
-        "fd", "implied", "inside", "made", "metadata", "name", "opaque", "parent", "was_implied",
+        "fd", "implied", "inside", "made", "metadata", "mtime", "name", "opaque", "parent",
+        "replaced", "was_implied",
     )  # fmt: skip
 
     def __init__(self, parent: Directory | None, name: bytes) -> None:
@@ -60,7 +63,8 @@ class Directory:
         self.inside: dict[bytes, Directory] = {}
         self.made: set[bytes] = set()
         self.metadata: Metadata | None = None
-        self.implied = self.was_implied = self.opaque = False
+        self.mtime: int | None = None
+        self.implied = self.was_implied = self.opaque = self.replaced = False
 
     @property
     def path(self) -> bytes:
@@ -101,6 +105,8 @@ class Places:
         self.root = Directory(None, b"")
         self.root.fd = root
         self.root.implied = self.root.was_implied = True
+        if below == FULL:
+            self.root.mtime = os.fstat(root).st_mtime_ns
         self.implied = 0
         self._below = below
         self._budget = budget
@@ -182,6 +188,7 @@ class Places:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             os.unlink(name, dir_fd=self.fd(at))
             made = self._imply(at, name)
+            made.replaced = True
             self.hide(made)
             return made
         if not create:
@@ -207,7 +214,7 @@ class Places:
         """A directory that lies below this layer."""
         it = self.enter(at, name)
         it.implied = it.was_implied = True
-        it.metadata = None
+        it.mtime = found.st_mtime_ns
         return it
 
     def _imply(self, at: Directory, name: bytes) -> Directory:

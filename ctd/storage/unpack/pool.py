@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,9 +101,9 @@ class _WorkerProcess(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         # Its jobs' processes hold the same pipes: they are gone too.
-        for job in list(self.jobs.values()):
-            job.heard({"ended": -1})
         self._pool.ended(self, reason)
+        for job in list(self.jobs.values()):
+            job.heard({"ended": -signal.SIGKILL})
 
 
 class WorkerPool:

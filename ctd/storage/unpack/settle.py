@@ -98,9 +98,12 @@ def settle(
     line: list[tuple[Below, Iterator[Directory]]] = []
 
     def enter(directory: Directory, below: Below) -> None:
-        line.append((below, iter([d for d in directory.inside.values() if d in wanted])))
         if directory.implied and below:
             directory.metadata = below.metadata()
+        if directory.opaque:
+            below.close()
+            below = Below(())
+        line.append((below, iter([d for d in directory.inside.values() if d in wanted])))
         for name in hidden.get(directory, ()):
             if below.find(name) is None:
                 _show(places, directory, name)
@@ -115,14 +118,14 @@ def settle(
                 line.pop()
                 continue
             _check(inside, below)
-            enter(inside, Below(()) if inside.opaque else below.step(inside.name))
+            enter(inside, Below(()) if inside.replaced else below.step(inside.name))
     finally:
         for below, _ in line:
             below.close()
 
 
 def _check(directory: Directory, above: Below) -> None:
-    if not directory.was_implied or directory.opaque:
+    if not directory.was_implied or directory.replaced:
         return
     found = above.find(directory.name)
     if found is None or stat.S_ISDIR(found.st_mode):

@@ -20,6 +20,7 @@ BLOCK = 512
 REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = "0123456"
 
 _ZERO = bytes(BLOCK)
+_LAST_TIME = (1 << 62) * 1_000_000_000  # what fits into a time_t
 # name mode uid gid size mtime checksum type link magic owner group major minor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _PLAIN = {b"0", b"\0", b"7"}
@@ -172,8 +173,10 @@ class Reader:
         """
         records: Records = {}
         long_name = long_link = None
+        pending = False
         while (block := self._next_header()) is not None:
             entry, kind, prefix_name = self._parse(block)
+            pending = kind in b"xLK"
             if kind == b"x":
                 records |= self._records(entry, records)
                 continue
@@ -201,13 +204,14 @@ class Reader:
                 raise Malformed("a name with a NUL in it", entry.name)
             records, long_name, long_link = {}, None, None
             yield entry
-        if records or long_name is not None or long_link is not None:
+        if pending:
             raise Malformed("an extended header without an entry")
 
     def body(self) -> Iterator[memoryview]:
-        """The data of the current member."""
-        left, self._left = self._left, 0
-        return self._stream.pieces(left)
+        """The data of the current member; what is not read of it is passed over."""
+        for piece in self._stream.pieces(self._left):
+            self._left -= len(piece)
+            yield piece
 
     def _next_header(self) -> bytes | memoryview | None:
         if self._left or self._padding:
@@ -290,7 +294,7 @@ class Reader:
             entry.size = 0  # whatever the header says: nothing follows
         if entry.uid < 0 or entry.gid < 0 or max(entry.uid, entry.gid) >= (1 << 32) - 1:
             raise Malformed("an owner that is no number of a user")
-        if not -(1 << 63) < entry.mtime < 1 << 63:
+        if not -_LAST_TIME < entry.mtime < _LAST_TIME:
             entry.mtime = 0
         self._expect(entry.size, entry.name)
         entry.length = entry.size

@@ -21,8 +21,8 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from ctd.database import NewEvent
-from ctd.errors import AlreadyExists, CtdError, FailedPrecondition, NotFound
+from ctd.database import NewEvent, migrate
+from ctd.errors import AlreadyExists, CtdError, FailedPrecondition, NotFound, Unavailable
 from ctd.model import Mount, ProcessDefaults, User
 from ctd.runtime import bundle
 from ctd.runtime.containers import Containers
@@ -57,6 +57,8 @@ NS = "default"
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 AT = "2026-01-02T03:04:05.000000Z"
 STARTED = "2026-01-02T03:04:06.000000Z"
+#: What wedged shims were asked: if it were collected its coroutines would go on.
+_NEVER: list[Deferred[Any]] = []
 ENDED = "2026-01-02T03:04:07.000000Z"
 
 
@@ -84,12 +86,16 @@ class Stage(Power):
         self.late = False
         self.trace: list[str] = []
         self._held: list[Callable[[], None]] = []
+        self._holds_database = False
 
     def step(self, work: Callable[[], T]) -> Deferred[T]:
         self.trace.append(work.__qualname__)
-        if self.steps + 1 != self.hold_at:
+        transaction = "transact" in work.__qualname__
+        behind = transaction and self._holds_database  # transactions end in their order
+        if self.steps + 1 != self.hold_at and not behind:
             return super().step(work)
         self.steps += 1
+        self._holds_database |= transaction
         done: Deferred[T] = Deferred(lambda _: None)
         result: list[T | Failure] = []
 
@@ -105,7 +111,7 @@ class Stage(Power):
             if not done.called:
                 done.callback(result[0])  # type: ignore[arg-type]
 
-        if not self.late:
+        if not self.late and not behind:
             do()
         self._held.append(finish)
         return done
@@ -118,6 +124,7 @@ class Stage(Power):
     def release(self) -> None:
         """Let what is held up go on."""
         held, self._held = self._held, []
+        self._holds_database = False
         for finish in held:
             finish()
 
@@ -125,7 +132,9 @@ class Stage(Power):
 class RuntimeDatabase(StagedDatabase):
     """A database with the runtime's tables, kept while daemons come and go."""
 
-    schema = SCHEMA
+    def __init__(self) -> None:
+        super().__init__()
+        migrate(self.connection, ":memory:", [SCHEMA])
 
 
 @attrs.define(eq=False)
@@ -133,12 +142,16 @@ class LiveShim:
     """A shim as it is on the machine, whatever daemons do.
 
     :ivar wedged: it lives and answers nothing.
+    :ivar deaf: it lives and cannot be connected to.
+    :ivar busy: processes that it is being made to run still, by its former connection.
     """
 
     run: str
     pid: int
     processes: dict[str, ProcessState] = attrs.field(factory=dict)
     wedged: bool = False
+    deaf: bool = False
+    busy: dict[str, ProcessState] = attrs.field(factory=dict)
 
 
 class World:
@@ -258,12 +271,12 @@ class FakeShims:
 
     async def attach(self, run: str) -> IShim:
         def attach() -> IShim:
-            if "attach" in self.world.refuse:
-                raise self.world.refuse["attach"]
             if run in self.attached:
                 return self.attached[run]
             if run not in self.world.shims:
                 raise ShimGone(run, "there is none")
+            if self.world.shims[run].deaf:
+                raise Unavailable(f"shim {run}", "it does not answer")
             return self._attached(self.world.shims[run])
 
         return await self.stage.step(attach)
@@ -316,6 +329,7 @@ class FakeShim:
         asked.__qualname__ = f"shim.{method}"
         if self._live.wedged:
             never: Deferred[T] = Deferred()
+            _NEVER.append(never)
             return await never
         return await self._stage.step(asked)
 
@@ -371,6 +385,8 @@ class FakeShim:
 
     async def delete(self, process: str) -> None:
         def delete() -> None:
+            if process in self._live.busy:  # what concerns one process is done in order
+                self._live.processes[process] = self._live.busy.pop(process)
             state = self._live.processes.get(process)
             if state is not None and state.status == "running":
                 raise FailedPrecondition("process", process, "it runs")

@@ -102,3 +102,24 @@ def chain(*tars: bytes) -> list[Made]:
     for tar in tars:
         layers.append(layer_of(tar, below=layers[-1].layer.chain_id if layers else None))
     return layers
+
+
+#: A first layer with one of everything.
+BASE = pack(
+    [
+        directory("etc", 0o750, uid=7, gid=8, mtime=1_100_000_000),
+        Member("etc/passwd", b"root:x:0:0\n", mode=0o600, uid=1, gid=2),
+        directory("usr"),
+        directory("usr/bin"),
+        Member("usr/bin/su", b"su", mode=0o4755),
+        symlink("bin", "usr/bin"),
+        hard_link("usr/bin/same", "usr/bin/su"),
+        directory("old"),
+        Member("old/file", b"old"),
+        directory("old/deep"),
+        Member("old/deep/file", b"old"),
+        Member("gone", b"gone"),
+        Member("fifo", type=tarfile.FIFOTYPE, mode=0o622),
+        Member("null", type=tarfile.CHRTYPE, mode=0o666, device=(1, 3)),
+    ]
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +14,10 @@ def listing(root: str, times: bool = True) -> dict[str, Any]:
     found: dict[str, Any] = {}
     inodes: dict[tuple[int, int], str] = {}
     _walk(os.fsencode(root), b"", found, inodes, times)
+    firsts = [what.get("same") for what in found.values()]
+    for what in found.values():
+        if firsts.count(what.get("same")) < 2:  # its links are hidden
+            what.pop("same", None)
     return found
 
 
@@ -25,14 +30,16 @@ def _walk(
     what: dict[str, Any] = {"mode": oct(it.st_mode), "owner": (it.st_uid, it.st_gid)}
     if times:
         what["mtime"] = it.st_mtime_ns
-    xattrs = {n: os.getxattr(path, n, follow_symlinks=False) for n in sorted(os.listxattr(path, follow_symlinks=False))}
+    xattrs = {
+        n: os.getxattr(path, n, follow_symlinks=False)
+        for n in sorted(os.listxattr(path, follow_symlinks=False))
+    }
     if xattrs:
         what["xattrs"] = xattrs
     if stat.S_ISLNK(it.st_mode):
         what["link"] = os.readlink(path)
     elif stat.S_ISREG(it.st_mode):
-        with open(path, "rb") as file:
-            what["data"] = hashlib.sha256(file.read()).hexdigest()
+        what["data"] = hashlib.sha256(Path(os.fsdecode(path)).read_bytes()).hexdigest()
         what["size"] = it.st_size
     elif stat.S_ISCHR(it.st_mode) or stat.S_ISBLK(it.st_mode):
         what["device"] = it.st_rdev

@@ -42,6 +42,15 @@ def children(pid: int) -> set[int]:
     return found
 
 
+def runs(pid: int) -> bool:
+    """Whether a process runs: it is there, and is not dead and still to be reaped by init."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+    return "State:\tZ" not in status
+
+
 def open_files() -> set[str]:
     """This process's descriptors, and what they are of."""
     found = set()
@@ -101,14 +110,16 @@ class UnpackTestCase(TestCase):
         await self.content.put(made.layer.blob, made.blob)
 
     def begin(
-        self, made: Made, parent: str | Deferred[Any] | None = None, on: str = "overlayfs", **more: Any
+        self,
+        made: Made,
+        parent: str | Deferred[Any] | None = None,
+        on: str = "overlayfs",
+        **more: Any,
     ) -> Deferred[str]:
         """Unpack a layer that is there or comes."""
         waiting = parent if isinstance(parent, Deferred) else succeed(parent)
         source = self.content.source(made.layer.blob)
-        return Deferred.fromCoroutine(
-            self.unpacker.unpack(on, made.layer, waiting, source, **more)
-        )
+        return Deferred.fromCoroutine(self.unpacker.unpack(on, made.layer, waiting, source, **more))
 
     async def unpack(
         self, made: Made, parent: str | Deferred[Any] | None = None, on: str = "overlayfs"
@@ -145,10 +156,14 @@ class UnpackTestCase(TestCase):
     async def until(self, condition: Callable[[], Any]) -> Any:
         """Wait for something to be true."""
         for _ in range(1000):
-            if (value := condition()):
+            if value := condition():
                 return value
             await deferLater(reactor, 0.01, lambda: None)  # type: ignore[arg-type]
         raise AssertionError("it did not come true")
+
+    async def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        await deferLater(reactor, seconds, lambda: None)  # type: ignore[arg-type]
 
     def jobs(self) -> set[int]:
         """The processes of the jobs that run: the worker's children."""

@@ -79,7 +79,12 @@ class CompressionTests(SynchronousTestCase):
 
     def test_another_kind(self) -> None:
         """A blob of another kind than it says is refused."""
-        for kind, packed in (("gzip", zstd), ("zstd", gzip.compress), ("gzip", bytes), ("zstd", bytes)):
+        for kind, packed in (
+            ("gzip", zstd),
+            ("zstd", gzip.compress),
+            ("gzip", bytes),
+            ("zstd", bytes),
+        ):
             with self.assertRaises(Malformed):
                 unpacked(kind, packed(DATA))
 

@@ -19,12 +19,14 @@ from ctd.storage.unpack.faults import Budget, Malformed, TooLarge
 from ctd.storage.unpack.pax import nanoseconds, parse_records
 from tests.unit.storage.unpack.archives import Member, directory, hard_link, pack, symlink
 
+BUDGET = Budget()
+
 
 def pieces(data: bytes, size: int) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
 
 
-def read(data: bytes, size: int = 1 << 16, budget: Budget = Budget()) -> list[tuple[Any, bytes]]:
+def read(data: bytes, size: int = 1 << 16, budget: Budget = BUDGET) -> list[tuple[Any, bytes]]:
     """All members and their data, the bytes coming *size* at a time."""
     stream = tar.Bytes(pieces(data, size), budget.bytes)
     reader = tar.Reader(stream, budget)
@@ -85,7 +87,9 @@ class ReadingTests(SynchronousTestCase):
         for member, (entry, data) in zip(made, found, strict=True):
             self.assertEqual(entry.name, member.name.encode())
             self.assertEqual(data, member.data)
-            self.assertEqual((entry.mode, entry.uid, entry.gid), (member.mode, member.uid, member.gid))
+            self.assertEqual(
+                (entry.mode, entry.uid, entry.gid), (member.mode, member.uid, member.gid)
+            )
             self.assertEqual(entry.mtime, member.mtime * 10**9)
 
     def test_types(self) -> None:
@@ -160,7 +164,7 @@ class SparseTests(SynchronousTestCase):
         """The four formats give the same map, with data only where there was some."""
         root = Path(self.mktemp())
         root.mkdir()
-        with open(root / "file", "wb") as file:
+        with (root / "file").open("wb") as file:
             for n in range(60):
                 os.pwrite(file.fileno(), bytes([n + 1]) * 4096, n << 20)
             os.truncate(file.fileno(), 100 << 20)
@@ -240,14 +244,24 @@ class RefusingTests(SynchronousTestCase):
     def test_sizes_that_lie(self) -> None:
         """A size beyond the archive's end is refused."""
         self.refused(block(b"a", size=b"77777777777\0") + END)
-        self.refused(block(b"a", size=b"\x80" + b"\x7f" * 11) + END)
+        self.refused(block(b"a", size=b"\x80" + b"\x7f" * 11) + END, TooLarge)
 
     def test_records(self) -> None:
         """Extended records that are not of their form are refused."""
-        for data in (b"5 a=b\n", b"7 a=b\n", b"x a=b\n", b"6 a=bc", b"6 =abc\n", b"-6 a=b\n", b"0 a=b\n"):
+        for data in (
+            b"5 a=b\n",
+            b"7 a=b\n",
+            b"x a=b\n",
+            b"6 a=bc",
+            b"6 =abc\n",
+            b"-6 a=b\n",
+            b"0 a=b\n",
+        ):
             with self.assertRaises(Malformed):
                 parse_records(data, {})
-        self.assertEqual(parse_records(b"6 a=b\n6 c=\n\n", {}), {b"a": b"b", b"c": b"\n"[:0] + b"\n"})
+        self.assertEqual(
+            parse_records(b"6 a=b\n6 c=\n\n", {}), {b"a": b"b", b"c": b"\n"[:0] + b"\n"}
+        )
 
     def test_nul_in_a_name(self) -> None:
         """A name or link with a NUL in it is refused, with the entry's name."""
@@ -279,7 +293,7 @@ class RefusingTests(SynchronousTestCase):
         self.assertEqual(self.refused(made, TooLarge).budget, "bytes")
 
     def test_lone_header(self) -> None:
-        """An extended header with nothing after it, or entries after one block of zeros, is refused."""
+        """A lone extended header, or entries after one block of zeros, are refused."""
         self.refused(block(b"h", b"x") + END)
         self.refused(block(b"a") + bytes(512) + block(b"b") + END)
 

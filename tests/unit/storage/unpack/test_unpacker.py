@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import os
-import signal
-import tarfile
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from zope.interface.verify import verifyObject
 
 from ctd.errors import InvalidArgument
-from ctd.model import Descriptor, Digest, MediaType
-from ctd.storage.errors import DiffIDMismatch, DigestMismatch, LayerMalformed, LayerTooLarge, WorkerDied
+from ctd.model import MediaType
 from ctd.storage.interfaces import SHARED, IUnpacker, SnapshotKind, UnpackProgress
-from ctd.storage.unpack.faults import Budget
 from tests.unit.storage.unpack.archives import (
-    Made,
+    BASE,
     Member,
     chain,
-    directory,
-    hard_link,
     layer_of,
-    opaque,
     pack,
-    symlink,
-    whiteout,
 )
 from tests.unit.storage.unpack.rig import UnpackTestCase
-
-BASE = pack(
-    [
-        directory("etc", 0o750, uid=7, gid=8, mtime=1_100_000_000),
-        Member("etc/passwd", b"root:x:0:0\n", mode=0o600, uid=1, gid=2),
-        directory("usr"),
-        directory("usr/bin"),
-        Member("usr/bin/su", b"su", mode=0o4755),
-        symlink("bin", "usr/bin"),
-        hard_link("usr/bin/same", "usr/bin/su"),
-        directory("old"),
-        Member("old/file", b"old"),
-        directory("old/deep"),
-        Member("old/deep/file", b"old"),
-        Member("gone", b"gone"),
-        Member("fifo", type=tarfile.FIFOTYPE, mode=0o622),
-        Member("null", type=tarfile.CHRTYPE, mode=0o666, device=(1, 3)),
-    ]
-)
 
 
 class UnpackingTests(UnpackTestCase):
@@ -113,13 +86,82 @@ class UnpackingTests(UnpackTestCase):
         made = layer_of(BASE)
         with self.assertRaises(InvalidArgument):
             await self.begin(made, on="other")
-        other = Made(attrs_media(made, "application/zip"), made.blob)
+        blob = attrs.evolve(made.layer.blob, media_type="application/zip")
         with self.assertRaises(InvalidArgument):
-            await self.begin(other)
+            await self.begin(attrs.evolve(made, layer=attrs.evolve(made.layer, blob=blob)))
 
 
-def attrs_media(made: Made, media_type: str) -> Any:
-    import attrs
+class AskingTogetherTests(UnpackTestCase):
+    """Several who want the same layer."""
 
-    blob = attrs.evolve(made.layer.blob, media_type=media_type)
-    return attrs.evolve(made.layer, blob=blob)
+    async def test_once(self) -> None:
+        """A layer is unpacked once for all who ask, and all hear how far it is."""
+        made = layer_of(BASE)
+        told: list[list[UnpackProgress]] = [[], []]
+        both = [self.begin(made, progress=t.append) for t in told]
+        await self.store(made)
+        for one in both:
+            self.assertEqual(await one, made.layer.chain_id)
+        self.assertTrue(told[0] and told[1])
+        self.assertEqual(len(self.database.rows("SELECT * FROM snapshots")), 1)
+
+    async def test_one_goes(self) -> None:
+        """When the one who asked first goes, the parent of another will do."""
+        layers = chain(BASE, pack([Member("etc/x", b"x")]))
+        below = await self.unpack(layers[0])
+        first = self.begin(layers[1], Deferred())
+        parent: Deferred[Any] = Deferred()
+        second = self.begin(layers[1], parent)
+        await self.store(layers[1])
+        first.cancel()
+        with self.assertRaises(CancelledError):
+            await first
+        parent.callback(below)
+        self.assertEqual(await second, layers[1].layer.chain_id)
+
+    async def test_another_blob(self) -> None:
+        """When the one whose blob is unpacked goes, another's blob of the same layer is."""
+        tar = BASE
+        gzipped, plain = layer_of(tar), layer_of(tar, MediaType.OCI_LAYER)
+        first = self.begin(gzipped)  # a blob that never comes
+        await self.store(plain)
+        second = self.begin(plain)
+        first.cancel()
+        with self.assertRaises(CancelledError):
+            await first
+        self.assertEqual(await second, plain.layer.chain_id)
+
+    async def test_all_go(self) -> None:
+        """When all have gone nothing is left, and it can be begun again."""
+        data = os.urandom(1 << 20)
+        made = layer_of(pack([Member(f"f{n}", data) for n in range(4)]))
+        ingest = await self.content.ingest("ref", made.layer.blob)
+        await ingest.write(made.blob[: 2 << 20])
+        told: list[UnpackProgress] = []
+        both = [self.begin(made, progress=told.append) for _ in range(2)]
+        await self.until(lambda: told)
+        for one in both:
+            one.cancel()
+        for one in both:
+            with self.assertRaises(CancelledError):
+                await one
+        self.assertEqual(self.database.rows("SELECT * FROM snapshots"), [])
+        self.assertEqual(self.jobs(), set())
+        await ingest.write(made.blob[2 << 20 :])
+        await ingest.commit()
+        self.assertEqual(await self.begin(made), made.layer.chain_id)
+
+    async def test_cancelled_at_any_moment(self) -> None:
+        """Whenever it is cancelled nothing is left but perhaps the whole layer."""
+        made = layer_of(BASE)
+        await self.store(made)
+        for moment in range(0, 60, 4):
+            work = self.begin(made)
+            await self.pause(moment / 1000)
+            work.cancel()
+            try:
+                await work
+            except CancelledError:
+                continue
+            break
+        self.assertEqual(await self.begin(made), made.layer.chain_id)
