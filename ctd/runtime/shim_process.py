@@ -132,12 +132,11 @@ class ShimProcess(ProcessProtocol):
             await self._transport.connect(address, seconds)
             exchange = self._exchange = Exchange(self._clock, self._send, self._notified)
             hello = await exchange.request("hello", {"versions": [words.VERSION]}, seconds)
-        except ShimGone as error:  # it hung up, and may live on
-            if self._ended:
-                raise ShimGone(self.run, "it has died") from None
-            raise Unavailable(f"shim {self.run}", error.reason) from error
-        except (ConnectError, Refused, DeadlineExceeded) as error:
+        except (ShimGone, ConnectError, Refused, DeadlineExceeded) as error:
             self.hang_up()
+            if self._ended:
+                raise ShimGone(self.run, "it has died") from error
+            # It may have hung up only.
             raise Unavailable(f"shim {self.run}", str(error)) from error
         if not isinstance(hello, dict) or (
             (hello.get("version"), hello.get("run")) != (words.VERSION, self.run)
@@ -200,7 +199,7 @@ class ShimProcess(ProcessProtocol):
         try:
             process, exit = str(params["process"]), _exit(params)
         except KeyError as error:
-            self._log.error("shim {run} tells of an exit without {error}", run=self.run, error=error)
+            self._log.error("shim {run} tells of an exit without {key}", run=self.run, key=error)
             return
         self._listener.exited(self.run, process, exit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -250,8 +251,10 @@ class Daemon:
 
     def destroy(self) -> None:
         """Remove everything of it by all means, also after a test that failed."""
-        from tests.integration.leaks import mounts_below, processes_of
+        from tests.integration.leaks import CGROUPS, cgroups, mounts_below, processes_of
 
+        runs = {path.name for top in ("state/shims", "root/runs")
+                for path in (self.directory / top).glob("*")}  # fmt: skip
         if self.process is not None:
             self.kill9()
         for _ in range(5):
@@ -263,4 +266,8 @@ class Daemon:
             time.sleep(0.02)
         for target in reversed(mounts_below(self.directory)):
             subprocess.run(["umount", "-l", target], check=False)
+        for path in sorted(cgroups(), reverse=True):
+            if runs.intersection(path.split("/")):
+                with contextlib.suppress(OSError):
+                    (CGROUPS / path.lstrip("/")).rmdir()
         shutil.rmtree(self.directory, ignore_errors=True)

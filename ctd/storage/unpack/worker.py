@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import os
+import resource
 import select
 import signal
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from ctd import kernel
 from ctd.storage.unpack import words
 from ctd.storage.unpack.job import Job
+
+_FILES = 1 << 18
 
 
 class Worker:
@@ -91,6 +94,9 @@ class Worker:
 def main() -> None:
     """Be the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's; the daemon ends us
+    # Settling holds a descriptor for each layer and level of a path.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, _FILES), hard))
     gc.collect()
     gc.freeze()
     Worker().run()

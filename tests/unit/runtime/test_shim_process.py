@@ -284,7 +284,7 @@ class ShimProcessTests(SynchronousTestCase):
         self.assertTrue(self.transport.open)
 
     def test_hung_up(self) -> None:
-        """A connection that is lost ends its requests and is made again, and what is now is told."""
+        """A connection that is lost ends its requests and is made again; then states are told."""
         self.greet()
         _, answer = self.ask(self.shim.start())
         self.transport.hang_up()

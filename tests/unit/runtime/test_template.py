@@ -243,6 +243,14 @@ class TemplateTests(SynchronousTestCase):
         self.child.end()
         self.successResultOf(stopped)
 
+    def test_stop_ended_unheard(self) -> None:
+        """One that has ended the moment it is to be killed is no error."""
+        stopped = begin(self.template.stop())
+        self.child.ended = True
+        self.clock.advance(5)
+        self.child.end()
+        self.successResultOf(stopped)
+
     def test_stop_while_restarting(self) -> None:
         """A stop between two templates ends the wait of who wanted one, and starts none."""
         self.child.end()

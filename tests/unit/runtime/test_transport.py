@@ -18,6 +18,7 @@ from twisted.internet.error import ConnectError, ProcessExitedAlready
 from twisted.internet.interfaces import IProcessTransport, IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import deferLater
+from twisted.internet.unix import Client
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
@@ -75,7 +76,6 @@ class ProcessTestCase(TestCase):
         self.directory = self.places.shim(RUN)
         self.directory.mkdir(parents=True)
         self.places.records(RUN).mkdir(parents=True)
-        self.fds = os.listdir("/proc/self/fd")
 
     async def spawn(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-I", "-S", str(PROGRAM), str(self.directory), RUN]
@@ -87,9 +87,19 @@ class ProcessTestCase(TestCase):
 
     async def check_closed(self) -> None:
         """No descriptor is left open, nor watched."""
-        await until(lambda: len(os.listdir("/proc/self/fd")) <= len(self.fds))
-        watched = [r for r in reactor.getReaders() if isinstance(r, ProcessTransport)]
-        self.assertEqual(watched, [])
+        await until(lambda: not self.held())
+
+    def held(self) -> list[str]:
+        """What is open or watched of shims."""
+        held = [repr(r) for r in reactor.getReaders() if isinstance(r, ProcessTransport | Client)]
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                target = os.readlink(f"/proc/self/fd/{fd}")
+            except FileNotFoundError:
+                continue
+            if "[pidfd]" in target or target.startswith(str(self.places.state)):
+                held.append(target)
+        return held
 
 
 class TransportTests(ProcessTestCase):

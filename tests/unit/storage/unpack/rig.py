@@ -28,17 +28,12 @@ from tests.unit.storage.unpack.listing import listing
 def children(pid: int) -> set[int]:
     """All processes below *pid*."""
     found: set[int] = set()
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        try:
-            below = Path(f"/proc/{pid}/task/{thread}/children").read_text().split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for child in map(int, below):
-            found |= {child}
-            try:
-                found |= children(child)
-            except FileNotFoundError:
-                pass
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split():
+                found |= {int(child)} | children(int(child))
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it has just ended
     return found
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
+from twisted.trial.unittest import SynchronousTestCase
 
 from ctd.errors import Unavailable
 from ctd.model import Digest, MediaType
@@ -192,3 +197,39 @@ class KillingTests(UnpackTestCase):
         with self.assertRaises((WorkerDied, Unavailable)):
             await work
         await ingest.discard()
+
+
+class OrphanTests(SynchronousTestCase):
+    """A worker whose daemon is killed."""
+
+    def test_all_end(self) -> None:
+        """When the daemon's end of the pipe closes, worker and jobs end, whatever they are at."""
+        root = Path(self.mktemp()).absolute()
+        root.mkdir()
+        worker = subprocess.Popen(
+            [sys.executable, "-I", "-m", "ctd.storage.unpack.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.addCleanup(worker.wait)
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        begin = {
+            "mounts": [{"type": "bind", "source": str(root), "options": []}],
+            "base": str(root),
+            "below": "nothing",
+            "compression": "gzip",
+            "algorithm": "sha256",
+            "daemon": os.getpid(),
+            "budget": {},
+        }
+        worker.stdin.write(json.dumps({"job": 1, "begin": begin}).encode() + b"\n")
+        worker.stdin.flush()
+        self.assertEqual(json.loads(worker.stdout.readline()), {"job": 1, "want": 0})
+        [job] = children(worker.pid)
+        self.assertTrue(runs(job))
+        worker.stdin.close()
+        self.assertEqual(worker.stdout.read(), b"")  # nobody holds it any more
+        worker.stdout.close()
+        self.assertEqual(worker.wait(), 0)
+        self.assertFalse(runs(job))
