@@ -19,8 +19,8 @@ import ctd.shim
 from ctd.errors import CtdError, DeadlineExceeded, Unavailable
 from ctd.runtime.exchange import Exchange, Refused
 
-#: How long a fork may take, in seconds.
-FORK_SECONDS = 20.0
+#: How long a fork may take, in seconds; a template that is silent for longer is replaced.
+FORK_SECONDS = 5.0
 
 #: The pause before a template that died young is replaced: doubled each time up to a limit.
 PAUSE = 0.1
@@ -157,8 +157,12 @@ class Template:
         process = await self._running()
         try:
             forked = await process.exchange.request("fork", params, FORK_SECONDS)
-        except (Refused, DeadlineExceeded) as error:
+        except Refused as error:
             raise Unavailable("template", str(error)) from error
+        except DeadlineExceeded as error:
+            assert process.transport is not None
+            _kill(process.transport)  # another one takes its place
+            raise TemplateDied(str(error)) from error
         return forked["pid"], forked["start_time"]
 
     async def _running(self) -> _TemplateProcess:

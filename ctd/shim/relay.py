@@ -103,6 +103,13 @@ class FifoOutput(OutputRelay):
         self._look: Timer | None = None
         self._pause = _FIRST_LOOK
 
+    def close(self) -> None:
+        """End; what the fifo has room for is still passed on."""
+        if not self.ended:
+            with contextlib.suppress(OSError):
+                os.splice(self._source, self._target, SPLICED)
+        super().close()
+
     def _has_reader(self) -> bool:
         poll = select.poll()
         poll.register(self._target, 0)
@@ -181,6 +188,13 @@ class FileOutput(OutputRelay):
             fd = open_file(self._path)
             os.close(self._file)
             self._file = fd
+
+    def close(self) -> None:
+        """End; what is in the pipe by now is still written."""
+        if not self.ended:
+            for _ in range(0, waiting(self._source), COPIED):
+                self._on_source(0)
+        super().close()
 
     def _on_source(self, _: int) -> None:
         try:

@@ -429,6 +429,15 @@ def test_template_killed(daemon: Daemon, image: str) -> None:
         daemon.call("processes.exec", container="box", args=["true"])
 
 
+def test_template_silent(daemon: Daemon, image: str) -> None:
+    """A template that does not answer is replaced, and the container is made all the same."""
+    daemon.call("images.pull", ref=image)
+    template = daemon.template()
+    os.kill(template, signal.SIGSTOP)
+    assert daemon.run(["sh", "-c", "exit 4"], image=image).status == 4
+    assert daemon.template() != template
+
+
 # The OCI runtime.
 
 

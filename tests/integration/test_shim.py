@@ -479,6 +479,16 @@ class TestStreams:
         assert sorted((rig.directory / "old").read_text().split()) == ["1", "2", "before"]
         assert out.read_text() == "3\n"
 
+    def test_deleted_at_once(self, rig: Rig) -> None:
+        """What was written before the exit is in the file, even if it is deleted at once."""
+        for number in range(5):
+            out = rig.directory / f"out{number}"
+            script = "yes | head -c 60000; (sleep 100 &) ; exit 0"
+            _, connection = started(rig, "sh", "-c", script, stdio={"stdout": f"file://{out}"})
+            connection.notification("exited")
+            connection.call("delete", process="init")
+            assert out.stat().st_size == 60000
+
     def test_full_disk(self, rig: Rig) -> None:
         """A process runs on when the disk is full, and what is dropped is counted."""
         disk = rig.directory / "disk"

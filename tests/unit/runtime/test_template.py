@@ -150,10 +150,11 @@ class TemplateTests(SynchronousTestCase):
         self.assertIn("no memory", str(self.failureResultOf(forked, Unavailable).value))
 
     def test_late(self) -> None:
-        """One that does not answer in time is Unavailable."""
+        """One that does not answer in time is killed, for another one to take its place."""
         forked = self.fork()
         self.clock.advance(FORK_SECONDS + 1)
-        self.failureResultOf(forked, Unavailable)
+        self.failureResultOf(forked, TemplateDied)
+        self.assertEqual(self.child.signals, ["KILL"])
 
     def test_died(self) -> None:
         """When it dies a fork under way fails typed, and the next one has a new template."""
