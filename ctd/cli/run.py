@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ctd.cli.session import Session
 
+
 def create_options(parser: argparse.ArgumentParser) -> None:
     """Options of create."""
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress of a pull")

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 
+from ctd import kernel
 from ctd.storage.unpack import tar
 from ctd.storage.unpack.faults import Budget, Malformed, NeedsParent, TooLarge
 from ctd.storage.unpack.places import (
@@ -32,6 +33,8 @@ _OTHER_AUFS = b".wh..wh."
 _OVERLAY = (b"trusted.overlay.", b"user.overlay.")
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DOTS = (b"", b".", b"..")
+#: From this size on write-back begins as soon as a file is whole: the commit's sync is shorter.
+_EARLY = 1 << 20
 _SPECIAL = {tar.CHARACTER: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 
 
@@ -235,6 +238,8 @@ class Applier:
             if entry.xattrs:
                 self._xattrs(fd, entry)
             os.utime(fd, ns=(entry.mtime, entry.mtime))
+            if entry.size >= _EARLY:
+                kernel.sync_file_range(fd, 0, 0)
         finally:
             os.close(fd)
 
