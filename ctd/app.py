@@ -9,10 +9,12 @@ from __future__ import annotations
 import fcntl
 import grp
 import os
+import resource
 import secrets
 import signal
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +75,14 @@ THREADS = 8
 
 
 @attrs.define(auto_exc=True)
-class RootInUse(CtdError):
-    """Another daemon works on this root directory."""
+class DirectoryInUse(CtdError):
+    """Another daemon works on this root or state directory: its containers are there."""
 
     kind = "failed_precondition"
-    root: str
+    directory: str
 
     def __str__(self) -> str:
-        return f"another ctd works on {self.root}: stop it, or give another --root"
+        return f"another ctd works on {self.directory}: stop it, or give another --root and --state"
 
 
 class Options(usage.Options):
@@ -138,7 +140,6 @@ class Daemon(Service):
     def __init__(self, reactor: Any, config: Config) -> None:
         self._reactor = reactor
         self._config = config
-        self._lock = -1
         self._starting: Deferred[None] | None = None
         self._started_at = utcnow()
         self._monotonic = time.monotonic()
@@ -161,7 +162,7 @@ class Daemon(Service):
             self._log.failure("ctd cannot start", failure)
         # twistd ends with status 0 whatever happened; supervisors must see this.
         self._reactor.addSystemEventTrigger("after", "shutdown", os._exit, 1)
-        self._reactor.stop()
+        self._reactor.callWhenRunning(self._reactor.stop)  # services start before it runs
 
     def stopService(self) -> Deferred[None]:
         """Stop what was started, last things first; containers run on."""
@@ -210,7 +211,8 @@ class Daemon(Service):
     async def _start(self) -> None:
         config, reactor = self._config, self._reactor
         gid = _group(config.group)
-        self._take_root()
+        self._take_directories()
+        _allow_descriptors()
         self._stalls.startService()
         self._later("stall meter", self._stalls.stopService)
         workers = Workers(reactor, "ctd-work", THREADS)
@@ -254,18 +256,16 @@ class Daemon(Service):
                        path=config.socket)  # fmt: skip
         await storage.collector.collect()
 
-    def _take_root(self) -> None:
+    def _take_directories(self) -> None:
         config = self._config
         for directory in (config.root, config.state):
             directory.mkdir(0o700, parents=True, exist_ok=True)
-        self._lock = os.open(
-            config.root / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        self._later("root directory", lambda: os.close(self._lock))
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RootInUse(str(config.root)) from None
+            lock = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._later("directory", partial(os.close, lock))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DirectoryInUse(str(directory)) from None
 
     def _spot(self) -> Path:
         spot = self._config.state / "peek"
@@ -355,6 +355,13 @@ def _stop_on_sigterm(reactor: Any) -> None:
     the signal, which looks to a supervisor like a daemon that did not end well.
     """
     signal.signal(signal.SIGTERM, lambda *_: reactor.callFromThread(reactor.stop))
+
+
+def _allow_descriptors() -> None:
+    """Take all the descriptors that may be had: each container costs three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _group(name: str | None) -> int | None:

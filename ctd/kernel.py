@@ -8,6 +8,7 @@ added after 2011).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable
 
@@ -83,8 +84,8 @@ _MOUNT_FLAGS = {
 
 def _check(result: int, path: str | None = None) -> int:
     if result < 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, os.strerror(errno), path)
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
     return result
 
 
@@ -207,3 +208,24 @@ def start_time(pid: int) -> int | None:
             return int(file.read().rpartition(b") ")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def open_process(pid: int, start_time_: int) -> int:
+    """A pidfd of the process that is named by *pid* and the time it started.
+
+    :raise ProcessLookupError: there is no such process: none of that pid, another
+        one by now, or a thread (for which pidfd_open(2) has errors of its own).
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.ENOENT, errno.EINVAL):
+            raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
+        raise
+    try:
+        if start_time(pid) != start_time_:
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} is another one by now")
+    except BaseException:
+        os.close(pidfd)
+        raise
+    return pidfd

@@ -9,7 +9,7 @@ import attrs
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ctd.concurrency import settled
+from ctd.concurrency import ended, settled
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class SingleFlight(Generic[K, T]):
         who come while it is ending start afresh after it.
         """
         while (flight := self._flights.get(key)) is not None and flight.ending:
-            await settled(flight.work)
+            await ended(flight.work)
         waiter: Deferred[T] = Deferred(lambda _: None)
         if flight is None:
             flight = self._flights[key] = _Flight()

@@ -86,7 +86,7 @@ class ImageRootfs:
             files = await self._workers.run(read_files, mounts, _FILES, str(self._spot))
         else:
             files = await self._workers.run(read_process_files, pid, _FILES)
-        return lookup(user, *files)
+        return await self._workers.run(lookup, user, *files)  # a hostile image's are large
 
     async def release(self, namespace: str, key: str, snapshotter: str) -> None:
         """See :class:`IRootfsSource`."""

@@ -8,6 +8,8 @@ from ctd.errors import InvalidArgument
 from ctd.model import User
 
 _LARGEST_ID = (1 << 32) - 2
+#: NGROUPS_MAX of Linux (getgroups(2)).
+_MOST_GROUPS = 1 << 16
 
 
 def lookup(user: str, passwd: bytes, group: bytes) -> User:
@@ -40,7 +42,10 @@ def lookup(user: str, passwd: bytes, group: bytes) -> User:
         for e in _entries(group, 4)
         if entry is not None and entry[0] in e[3].split(",") and e[2].isdecimal()
     )
-    return User(uid, gid, tuple(dict.fromkeys(g for g in more if g != gid)), home)
+    groups = tuple(dict.fromkeys(g for g in more if g != gid))
+    if len(groups) > _MOST_GROUPS:
+        raise InvalidArgument("user", f"{user!r} is in over {_MOST_GROUPS} groups of the image")
+    return User(uid, gid, groups, home)
 
 
 def _group(user: str, name: str, group: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
+import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ctd.concurrency import holding, settled, shielded, within
-from ctd.errors import CtdError, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from ctd.errors import (
+    CtdError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from ctd.model import rfc3339
 from ctd.runtime import lifecycle, reattach, views
 from ctd.runtime.checks import check_container
@@ -53,6 +61,9 @@ GRACE = 0.5
 
 #: How long a killed container may take to end before its shim is ended too, in seconds.
 KILL_SECONDS = 10.0
+
+#: What may pass: a step that fails with it is taken again.
+_LATER = (ShimGone, Unavailable, DeadlineExceeded, ResourceExhausted, OSError, sqlite3.Error)
 
 #: The pause before a shim that does not answer is asked again: doubled up to a limit, in seconds.
 PAUSE = 0.5
@@ -156,10 +167,22 @@ class Containers:
         """Take a step of the plan; False: to be taken again later."""
         try:
             await self._step(step)
-        except (ShimGone, Unavailable, DeadlineExceeded) as error:
+        except _LATER as error:
             self._log.warn("{error}; it is tried again later", error=error)
             return False
         return True
+
+    async def _until_done(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do what must not be lost, again and again if the disk is full or descriptors lack."""
+        pause = PAUSE
+        while True:
+            try:
+                await work()
+                return
+            except _LATER as error:
+                self._log.error("{error}; it is tried again later", error=error)
+            await deferLater(self._clock, pause, lambda: None)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _step(self, step: reattach.Step) -> None:
         entry = self._table.by_run(step.run)
@@ -197,13 +220,13 @@ class Containers:
         """See :class:`IShimListener`."""
         entry = self._table.by_run(run)
         if entry is not None:
-            self._begin(self._record(entry, process, exit), "exit")
+            self._begin(self._until_done(lambda: self._record(entry, process, exit)), "exit")
 
     def reconnected(self, run: str, states: Sequence[ProcessState]) -> None:
         """See :class:`IShimListener`."""
         entry = self._table.by_run(run)
         if entry is not None:
-            self._begin(self._learn(entry, states), "reconnection")
+            self._begin(self._until_done(lambda: self._learn(entry, states)), "reconnection")
 
     def died(self, run: str) -> None:
         """See :class:`IShimListener`."""

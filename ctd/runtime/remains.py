@@ -50,11 +50,18 @@ class _ExitRecord(msgspec.Struct, frozen=True):
 
 
 def describe(places: Places, run: str) -> Description | None:
-    """What the shim of *run* says of itself; None if there is none, or it is not readable."""
+    """What the shim of *run* says of itself; None if it says nothing.
+
+    :raise Unavailable: that cannot be read now.
+    """
     try:
         with places.description(run).open("rb") as file:
             found = msgspec.json.decode(file.read(_LIMIT), type=Description)
-    except (OSError, msgspec.MsgspecError, UnicodeError):
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Unavailable(f"shim {run}", str(error)) from None
+    except (msgspec.MsgspecError, UnicodeError):
         return None
     return found if found.run == run else None
 
@@ -136,12 +143,10 @@ def kill(pid: int, start_time: int) -> None:
     :raise Unavailable: it does not end.
     """
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = kernel.open_process(pid, start_time)
     except ProcessLookupError:
         return
     try:
-        if kernel.start_time(pid) != start_time:
-            return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)

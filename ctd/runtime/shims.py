@@ -98,12 +98,16 @@ class Shims:
             dirfd = os.open(self._places.shim(run), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise ShimGone(run, "its directory is gone") from None
+        except OSError as error:
+            raise Unavailable(f"shim {run}", str(error)) from None
         shim = ShimProcess(self._reactor, run, runtime, dirfd, self, os.close)
         try:
             ProcessTransport(self._reactor, pid, start_time, shim)
-        except ProcessLookupError:
+        except OSError as error:
             os.close(dirfd)
-            raise ShimGone(run, "it has died") from None
+            if isinstance(error, ProcessLookupError):
+                raise ShimGone(run, "it has died") from None
+            raise Unavailable(f"shim {run}", str(error)) from None
         self._shims[run] = shim
         try:
             await shim.greet(ANSWER_SECONDS)

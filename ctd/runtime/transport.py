@@ -74,10 +74,7 @@ class ProcessTransport:
         self.pid = pid
         self.protocol = protocol
         self._reactor = reactor
-        self._pidfd = os.pidfd_open(pid)
-        if kernel.start_time(pid) != start_time:
-            os.close(self._pidfd)
-            raise ProcessLookupError(f"process {pid} is another one by now")
+        self._pidfd = kernel.open_process(pid, start_time)
         self._socket: _Socket | None = None
         self._exited = False
         self._abandoned = False

@@ -171,12 +171,15 @@ class Client:
         self._listening = True
         self._heard_all = False
         self._finishing = False
+        self._left = False
         self.fd = connection.fileno()
         connection.setblocking(False)
         loop.watch(self.fd, READABLE, self._on_event)
 
     def send(self, data: bytes) -> int:
         """Send output, now or when the client reads; how many bytes it will miss."""
+        if self._left:
+            return 0
         if len(self._unsent) + len(data) > UNREAD:
             return len(data)
         self._unsent += data
@@ -186,6 +189,9 @@ class Client:
         """Whether to take what the client sends."""
         if listening != self._listening:
             self._listening = listening
+            if self._left and listening:
+                self._left = False
+                self._loop.watch(self.fd, READABLE, self._on_event)
             self._watch()
 
     def finish(self) -> None:
@@ -220,7 +226,7 @@ class Client:
 
     def _watch(self) -> None:
         reading = READABLE if self._listening and not self._heard_all else 0
-        if self._connection.fileno() >= 0:
+        if self._connection.fileno() >= 0 and not self._left:
             self._loop.change(self.fd, reading | (WRITABLE if self._unsent else 0))
 
     def _on_event(self, events: int) -> None:
@@ -237,6 +243,11 @@ class Client:
             else:
                 self._heard_all = True
                 self._watch()
+        elif events & HUNG_UP and not (self._listening or self._heard_all):
+            # It is gone, and what it sent is still to be taken when there is room.
+            self._left = True
+            self._unsent.clear()
+            self._loop.unwatch(self.fd)
         elif events & (HUNG_UP | BROKEN):
             self.close()
         elif events & WRITABLE:

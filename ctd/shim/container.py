@@ -24,6 +24,7 @@ from ctd.protocols.shim import (
     UNIMPLEMENTED,
     Failure,
     FieldError,
+    exit_file,
     is_process,
     stdio,
 )
@@ -176,6 +177,7 @@ class Container:
 
     def _exec(self, id: str, spec: dict[str, Any], streams: Streams) -> Task[None]:
         path = f"{self._io}/{id}"
+        _remove(f"{self._records}/{exit_file(id)}")  # of an earlier process of that id
         records.write(self._io, f"{id}.json", spec, durable=False)
         try:
             with self._children.operation():
@@ -238,6 +240,8 @@ class Container:
                         yield from self._runtime.delete(self._log)
                     mounts.unmount_all(f"{self._bundle}/{ROOTFS}")
                     self.deleted = True
+                else:
+                    _remove(f"{self._records}/{exit_file(id)}")
                 del self._processes[id]
                 process.streams.close()
             return {}

@@ -7,6 +7,7 @@ ends when its standard input ends, by no signal but SIGKILL.  design/shim-protoc
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -75,8 +76,10 @@ class Template:
         return bool(data)
 
     def _fork(self, id: Any, params: dict[str, Any]) -> None:
-        os.makedirs(params["records"], 0o700, exist_ok=True)
-        os.makedirs(f"{params['directory']}/{IO}", 0o700, exist_ok=True)
+        # Only what is in the run's directory is made: a run that was destroyed stays so.
+        os.stat(params["records"])
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{params['directory']}/{IO}", 0o700)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             child = os.fork()

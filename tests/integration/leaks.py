@@ -106,8 +106,13 @@ def foreign_mounts(directory: Path) -> list[tuple[int, str]]:
 
 
 def processes_of(directory: Path) -> dict[int, str]:
-    """Every process that has *directory* in its command, environment, cwd, root or mounts."""
+    """Every process that has *directory* in its command, environment, cwd or root, or in mounts.
+
+    Mounts count in other mount namespaces only: those of our own are everybody's,
+    and who is found here may be killed.
+    """
     found = {}
+    ours = namespace_of(os.getpid())
     needle = f"{directory}/".encode()
     for pid in pids():
         if pid == os.getpid():
@@ -117,7 +122,8 @@ def processes_of(directory: Path) -> dict[int, str]:
             command = (proc / "cmdline").read_bytes()
             places = b"\n".join(os.fsencode(os.readlink(proc / n)) + b"/" for n in ("cwd", "root"))
             mine = needle in command + b"\0" + places or needle in (proc / "environ").read_bytes()
-            if mine or needle in (proc / "mountinfo").read_bytes():
+            apart = namespace_of(pid) not in (None, ours)
+            if mine or (apart and needle in (proc / "mountinfo").read_bytes()):
                 found[pid] = command.replace(b"\0", b" ").decode(errors="replace").strip()
         except OSError:
             continue

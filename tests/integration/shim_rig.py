@@ -184,7 +184,8 @@ class Rig:
     def fork(self, idle: float = 60) -> Shim:
         """Have a shim forked."""
         shim = Shim(self, os.urandom(6).hex())
-        shim.bundle.mkdir(parents=True)
+        for directory in (shim.bundle, shim.records):
+            directory.mkdir(parents=True)
         shim.pid = self.connection.call("fork", **self.fork_params(shim), idle=idle)["pid"]
         self.shims.append(shim)
         return shim

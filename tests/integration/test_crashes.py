@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import ConnectionLost, Daemon, DaemonError, eventually
+from tests.integration.harness import BIN, ConnectionLost, Daemon, DaemonError, eventually
 from tests.integration.leaks import state_of
 
 pytestmark = pytest.mark.usefixtures("pulled")
@@ -436,6 +437,42 @@ def test_template_silent(daemon: Daemon, image: str) -> None:
     os.kill(template, signal.SIGSTOP)
     assert daemon.run(["sh", "-c", "exit 4"], image=image).status == 4
     assert daemon.template() != template
+
+
+# What was found by trying to break it.
+
+
+def test_same_state_directory(daemon: Daemon, image: str, tmp_path: Path) -> None:
+    """A second daemon on the same state directory ends, and touches none of its containers."""
+    with running(daemon, image) as container:
+        places = ("--root", tmp_path / "root", "--state", daemon.state)
+        second = subprocess.run(
+            [BIN / "twistd", "-n", "--pidfile=", "ctd", *places, "--socket", tmp_path / "s"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert second.returncode == 1
+        assert "another ctd works on" in second.stdout + second.stderr
+        assert alive(container["pid"])
+        assert get(daemon, "box")["status"] == "running"
+
+
+def test_old_exit_record(daemon: Daemon, image: str) -> None:
+    """A process that is lost does not end as an earlier one of its id did."""
+    with running(daemon, image):
+        which = {"container": "box", "id": "p"}
+        daemon.call("processes.exec", **which, args=["sh", "-c", "exit 7"])
+        assert daemon.call("processes.wait", **which)["exit_status"] == 7
+        daemon.call("processes.delete", **which)
+        assert not list((daemon.root / "runs").glob("*/exit-p.json"))
+        daemon.call("processes.exec", **which, args=["sleep", "1000"])
+        ((_, shim),) = daemon.shims().items()
+        os.kill(shim["pid"], signal.SIGKILL)
+        exit = daemon.call("processes.wait", **which)
+        assert (exit["exit_status"], exit["exit_reason"]) == (255, "lost")
 
 
 # The OCI runtime.

@@ -479,6 +479,21 @@ class TestStreams:
         assert sorted((rig.directory / "old").read_text().split()) == ["1", "2", "before"]
         assert out.read_text() == "3\n"
 
+    def test_attach_and_leave(self, rig: Rig) -> None:
+        """What a client sent before it left comes through, though there was no room for it yet."""
+        out = rig.directory / "out"
+        script = "while [ ! -e /go ]; do sleep 0.05; done; head -c 200000 | wc -c"
+        stdio = {"stdin": "attach", "stdout": f"file://{out}"}
+        _, connection = started(rig, "sh", "-c", script, stdio=stdio)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(state_of(connection)["attach"])
+            client.sendall(bytes(200000))
+        time.sleep(0.2)  # the shim has noticed by now
+        (rig.rootfs / "go").touch()
+        wait_until(out.read_text)
+        (rig.rootfs / "go").unlink()
+        assert out.read_text() == "200000\n"
+
     def test_deleted_at_once(self, rig: Rig) -> None:
         """What was written before the exit is in the file, even if it is deleted at once."""
         for number in range(5):

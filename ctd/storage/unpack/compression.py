@@ -12,8 +12,8 @@ from ctd.storage.unpack.faults import Malformed
 #: Bytes of a decompressed chunk; small enough to stay in the cache and the allocator's arenas.
 CHUNK = 256 << 10
 _INPUT = 128 << 10
-#: A zstd block of 4 bytes can become 128 KiB, and one call gives all of its input's.
-_ZSTD_INPUT = 4 << 10
+#: A zstd block of 4 bytes can become 128 KiB, and one call gives all of its input's: 32 MiB.
+_ZSTD_INPUT = 1 << 10
 _ZSTD_WINDOW = 1 << 27
 
 #: Reads up to so many bytes of the blob; empty at its end.
@@ -80,11 +80,20 @@ def zstd(read: Read) -> Iterator[bytes]:
         gathered.append(chunk)
         size += len(chunk)
         if size >= CHUNK:
-            yield b"".join(gathered)
+            yield from _cut(b"".join(gathered))
             gathered, size = [], 0
     if frame is not None:
         raise Malformed("the zstd stream is cut off")
-    yield b"".join(gathered)
+    yield from _cut(b"".join(gathered))
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    """*data* in chunks of the usual size: those behind count chunks."""
+    if len(data) <= 2 * CHUNK:
+        yield data
+        return
+    for at in range(0, len(data), CHUNK):
+        yield data[at : at + CHUNK]
 
 
 KINDS = {"none": plain, "gzip": gzip, "zstd": zstd}

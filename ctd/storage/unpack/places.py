@@ -23,6 +23,7 @@ OPAQUE = "trusted.overlay.opaque"
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MOST_OPEN = 128
+_MOST_REMEMBERED = 8 << 20
 _MOST_LINKS = 40
 _LONGEST_PATH = 4000
 
@@ -111,6 +112,7 @@ class Places:
         self._below = below
         self._budget = budget
         self._known: dict[bytes, Directory] = {b"": self.root}
+        self._remembered = 0
         self._open: list[Directory] = []
 
     def known(self, path: bytes) -> Directory | None:
@@ -165,8 +167,15 @@ class Places:
         for part in parts[have:]:
             at = self._step(at, part, create, 0)
             prefix = prefix + b"/" + part if prefix else part
-            self._known[prefix] = at
+            self._remember(prefix, at)
         return at
+
+    def _remember(self, path: bytes, directory: Directory) -> None:
+        """Note where a path leads; a cache, bounded by the bytes of its paths."""
+        self._remembered += len(path)
+        if self._remembered > _MOST_REMEMBERED:
+            self._known, self._remembered = {b"": self.root}, len(path)
+        self._known[path] = directory
 
     def _step(self, at: Directory, name: bytes, create: bool, links: int) -> Directory:
         if (known := at.inside.get(name)) is not None:

@@ -167,8 +167,18 @@ class WorkerPool:
         self._log.error("the unpack worker died: {reason}", reason=reason.getErrorMessage())
         if self._reactor.seconds() - process.started_at > LONGEST_PAUSE:
             self._pause = 0.0
-        self._restart = self._reactor.callLater(self._pause, self.start)
+        self._start_later()
+
+    def _start_later(self) -> None:
+        self._restart = self._reactor.callLater(self._pause, self._start_again)
         self._pause = min(max(self._pause * 2, PAUSE), LONGEST_PAUSE)
+
+    def _start_again(self) -> None:
+        try:
+            self.start()
+        except OSError as error:  # no memory, or too many processes: just now
+            self._log.error("the unpack worker cannot be started: {error}", error=error)
+            self._start_later()
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:

@@ -273,7 +273,13 @@ class Reader:
         return self._extended(entry, self._budget.path + 1).partition(b"\0")[0]
 
     def _records(self, entry: Entry, before: Records) -> Records:
-        return parse_records(self._extended(entry, self._budget.extended), before)
+        # One header is bounded, and so are all of one entry's together, and all global ones.
+        limit = self._budget.extended
+        records = parse_records(self._extended(entry, limit), before)
+        size = sum(len(k) + len(v) for k, v in before.items() if k not in records)
+        if size + sum(len(k) + len(v) for k, v in records.items()) > limit:
+            raise TooLarge("extended", limit)
+        return records
 
     def _complete(
         self, entry: Entry, kind: bytes, block: bytes | memoryview, records: Records
