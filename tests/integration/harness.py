@@ -46,6 +46,11 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def _hear_interrupts() -> None:
+    # Shells have what they run in the background ignore it; commands inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Completed:
     """How a command ended: its exit status, standard output and standard error."""
 
@@ -194,6 +199,7 @@ class Daemon:
         }
         pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
         settings = {"stdin": subprocess.DEVNULL, **pipes, **options}
+        settings["preexec_fn"] = _hear_interrupts
         return subprocess.Popen([str(BIN / "ctd"), *args], env=environment, **settings)
 
     def ctd(

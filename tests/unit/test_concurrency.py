@@ -149,6 +149,18 @@ class SingleFlightTests(SynchronousTestCase):
         self.gate.callback(7)
         self.assertEqual(self.successResultOf(second), 7)
 
+    def test_leaves_while_it_ends(self) -> None:
+        """Who leaves while the former work is still ending starts nothing."""
+        first = self.join()
+        first.cancel()
+        late = self.join()
+        late.cancel()
+        self.failureResultOf(late, CancelledError)
+        self.cleaned.callback(None)
+        self.failureResultOf(first, CancelledError)
+        self.assertEqual(self.started, 1)
+        self.assertNotIn("k", self.flights)
+
     def test_last_leaves(self) -> None:
         """The last to leave ends the work, goes when it has ended; who comes then starts anew."""
         first = self.join()

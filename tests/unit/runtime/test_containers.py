@@ -208,6 +208,30 @@ class LifeTests(RuntimeTestCase):
         self.assertEqual(self.events(), [f"container.{what} web" for what in LIFE[:3]])
 
 
+class PersistenceTests(RuntimeTestCase):
+    """What must not be lost because something failed for a moment."""
+
+    def test_exit(self) -> None:
+        """An exit that cannot be recorded is recorded when the disk has room again."""
+        self.running()
+        waiter = begin(self.daemon.containers.wait(NS, "web"))
+        advance, fails = self.daemon.table.advance, [True, True]
+
+        async def full(*args: Any, **kwargs: Any) -> Any:
+            if fails:
+                fails.pop()
+                raise ResourceExhausted("space on disk")
+            return await advance(*args, **kwargs)
+
+        self.daemon.table.advance = full  # type: ignore[method-assign]
+        self.world.end(self.daemon.run(), status=3)
+        self.assertNoResult(waiter)
+        self.daemon.clock.pump([LONGEST_PAUSE] * 3)
+        self.assertEqual(self.successResultOf(waiter).exit_status, 3)
+        self.assertEqual([e for e in self.events() if "exited" in str(e)], self.events()[-1:])
+        self.flushLoggedErrors()
+
+
 class CreateTests(RuntimeTestCase):
     """Creating, and leaving nothing where it fails."""
 

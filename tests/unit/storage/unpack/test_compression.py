@@ -123,3 +123,14 @@ class CompressionTests(SynchronousTestCase):
                 unpacked(kind, noise, 100)
             except Malformed:
                 pass
+
+
+class BoundTests(SynchronousTestCase):
+    """What comes of little must not all come at once."""
+
+    def test_zstd(self) -> None:
+        """However dense a zstd blob is, its chunks are small."""
+        blob = zstd(bytes(64 << 20))
+        chunks = [len(chunk) for chunk in KINDS["zstd"](reader(blob, 1 << 20))]
+        self.assertEqual(sum(chunks), 64 << 20)
+        self.assertLessEqual(max(chunks), 2 * CHUNK)

@@ -287,6 +287,24 @@ class RefusingTests(SynchronousTestCase):
         chained = block(b"h", b"x") * 100 + block(b"a") + END
         self.assertEqual(self.refused(chained, TooLarge, entries=40).budget, "entries")
 
+    def test_headers_add_up(self) -> None:
+        """Extended headers of one entry, and global ones, are bounded together too."""
+
+        def extended(kind: bytes, number: int) -> bytes:
+            key = b"SCHILY.xattr.user.%06d=" % number
+            record = b"%d " % (900 + len(key) + 5) + key
+            data = (record + b"v" * (900 + len(key) + 5 - len(record) - 1) + b"\n").ljust(
+                1024, b"\0"
+            )
+            data = data.rstrip(b"\0")
+            size = b"%011o\0" % len(data)
+            return block(b"h", kind, size) + data + bytes(-len(data) % 512)
+
+        for kind in (b"x", b"g"):
+            archive = b"".join(extended(kind, n) for n in range(20)) + block(b"a") + END
+            self.assertEqual(len(read(archive)), 1)
+            self.assertEqual(self.refused(archive, TooLarge, extended=8000).budget, "extended")
+
     def test_sparse_size(self) -> None:
         """A sparse file counts with the size it pretends to have."""
         made = pack([Member("f", pax={"GNU.sparse.map": "", "GNU.sparse.size": str(1 << 50)})])
