@@ -198,6 +198,7 @@ class Container:
         if params.get("all"):
             if process.id != INIT:
                 raise FieldError("all", "is of init alone")
+            process.sent(number)
             with self._children.operation():
                 yield from self._runtime.kill_all(number, self._log)
         else:

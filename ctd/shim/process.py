@@ -52,8 +52,12 @@ class Process:
 
         :raise ProcessLookupError, ValueError: as os.kill has it.
         """
-        self._killed = self._killed or number == signal.SIGKILL
+        self.sent(number)
         os.kill(self.pid, number)
+
+    def sent(self, number: int) -> None:
+        """A signal is sent to it on request, so that its end by that is no surprise."""
+        self._killed = self._killed or number == signal.SIGKILL
 
     def ended(self, status: int, oom: OomCounter | None) -> None:
         """It has been reaped, now.  :param status: as wait(2) has it."""
