@@ -62,7 +62,13 @@ class Worker:
     def _begin(self, number: int, begin: dict[str, Any]) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         me = os.getpid()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:  # no memory, or too many processes: just now
+            os.close(reader)
+            os.close(writer)
+            words.say(1, job=number, ended=1)
+            return
         if not pid:
             status = 1
             try:
