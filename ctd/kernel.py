@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Iterable
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +67,10 @@ _SYS_OPENAT2 = 437
 
 AT_FDCWD = -100
 
+# Compiled once, here: compiling is memory to each shim that does it.
+_LAYER = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+
 _MOUNT_FLAGS = {
     "ro": MS_RDONLY,
     "nosuid": MS_NOSUID,
@@ -117,6 +122,16 @@ def mount_options(options: Iterable[str]) -> tuple[int, str]:
         elif option not in ("rw", "suid", "dev", "exec", "defaults"):
             data.append(option)
     return flags, ",".join(data)
+
+
+def split_layers(lowerdir: str) -> list[str]:
+    """The value of overlayfs's ``lowerdir`` at its colons, not at escaped ones; still escaped."""
+    return _LAYER.findall(lowerdir)
+
+
+def unescaped(text: str) -> str:
+    """A path of an overlay's option as it was before ``:``, ``,`` and ``\\`` were escaped."""
+    return _ESCAPED.sub(r"\1", text)
 
 
 def umount(target: str, flags: int = 0) -> None:

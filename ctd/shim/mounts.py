@@ -20,8 +20,6 @@ _PAGE = 4096
 
 # Compiled once, in the template: compiling is memory to each shim that does it.
 _OPTION = re.compile(r"(?:[^,\\]|\\.)+", re.DOTALL)
-_LAYER = re.compile(r"(?:[^:\\]|\\.)+", re.DOTALL)
-_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 
 def leave_namespace() -> None:
@@ -94,16 +92,6 @@ def split_options(data: str) -> list[str]:
     return _OPTION.findall(data)
 
 
-def split_layers(lowerdir: str) -> list[str]:
-    """The value of ``lowerdir`` at its colons, but not at escaped ones; still escaped."""
-    return _LAYER.findall(lowerdir)
-
-
-def unescaped(text: str) -> str:
-    """A path as it was before ``:``, ``,`` and ``\\`` were escaped."""
-    return _ESCAPED.sub(r"\1", text)
-
-
 def _long_overlay(source: str, target: str, flags: int, data: str) -> None:
     """Mount an overlay whose options are longer than mount(2) takes.
 
@@ -116,7 +104,7 @@ def _long_overlay(source: str, target: str, flags: int, data: str) -> None:
     for option in options:
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            layers = split_layers(value)
+            layers = kernel.split_layers(value)
         else:
             others.append(option)
     directory, shorter = shortened(layers)
@@ -124,7 +112,7 @@ def _long_overlay(source: str, target: str, flags: int, data: str) -> None:
     if len(os.fsencode(short)) < _PAGE:
         _mount_from(directory, source, os.path.abspath(target), flags, short)
         return
-    each = [f"lowerdir+={unescaped(layer)}" for layer in layers]
+    each = [f"lowerdir+={kernel.unescaped(layer)}" for layer in layers]
     attributes = kernel.MOUNT_ATTR_RDONLY if flags & kernel.MS_RDONLY else 0
     fd = kernel.detached("overlay", [f"source={source}", *each, *others], attributes)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ def enter(mounts: Sequence[Mapping[str, Any]]) -> int:
 def _overlay(options: Sequence[str]) -> int:
     """An overlay, mounted on its own upper directory."""
     [upper] = [o.partition("=")[2] for o in options if o.startswith("upperdir=")]
-    target = _plain(upper)
+    target = kernel.unescaped(upper)
     flags, data = kernel.mount_options(options)
     if len(os.fsencode(data)) < _PAGE:
         kernel.mount("overlay", target, "overlay", flags, data)
@@ -51,13 +50,8 @@ def _apart(options: Sequence[str]) -> list[str]:
     for option in options:
         name, _, value = option.partition("=")
         if name == "lowerdir":
-            layers = re.findall(r"(?:[^:\\]|\\.)+", value)
-            given += [f"lowerdir+={_plain(layer)}" for layer in layers]
+            layers = kernel.split_layers(value)
+            given += [f"lowerdir+={kernel.unescaped(layer)}" for layer in layers]
         else:
             given.append(option)
     return given
-
-
-def _plain(path: str) -> str:
-    """A path of an overlay's option without the escapes."""
-    return re.sub(r"\\(.)", r"\1", path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ctd import kernel
 from ctd.protocols.shim import Failure
 from ctd.shim import mounts, records
 from ctd.shim.loop import READABLE, Loop
@@ -311,8 +312,8 @@ class MountTests(unittest.TestCase):
             mounts.split_options(r"lowerdir=/a\:b:/c\,d,index=off"),
             [r"lowerdir=/a\:b:/c\,d", "index=off"],
         )
-        self.assertEqual(mounts.split_layers(r"/a\:b:/c\,d"), [r"/a\:b", r"/c\,d"])
-        self.assertEqual(mounts.unescaped(r"/a\:b\\c\,d"), r"/a:b\c,d")
+        self.assertEqual(kernel.split_layers(r"/a\:b:/c\,d"), [r"/a\:b", r"/c\,d"])
+        self.assertEqual(kernel.unescaped(r"/a\:b\\c\,d"), r"/a:b\c,d")
 
     def test_shortened(self) -> None:
         """Layers are made relative to what they have in common, unless that is escaped."""
