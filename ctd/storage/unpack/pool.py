@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -17,14 +16,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ctd.concurrency import settled
-from ctd.errors import Unavailable
+from ctd.keeping import LONGEST_PAUSE, Kept
 
 #: Layers at a time for each core: some of them wait for their bytes.
 JOBS_A_CORE = 3
-
-#: The pause before a worker that died is replaced, in seconds: doubled up to a limit.
-PAUSE = 0.1
-LONGEST_PAUSE = 5.0
 
 _MODULE = "ctd.storage.unpack.worker"
 
@@ -70,11 +65,10 @@ class Job:
 class _WorkerProcess(ProcessProtocol):
     _log = Logger()
 
-    def __init__(self, pool: WorkerPool, started_at: float) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
         self._pool = pool
         self._rest = b""
         self._last = 0
-        self.started_at = started_at
         self.jobs: dict[int, Job] = {}
 
     def begin(self, listener: JobListener, **begin: Any) -> Job:
@@ -115,70 +109,28 @@ class WorkerPool:
     _log = Logger()
 
     def __init__(self, reactor: IReactor, cores: int) -> None:
-        self._reactor = reactor
         self._slots = DeferredSemaphore(cores * JOBS_A_CORE)
-        self._process: _WorkerProcess | None = None
-        self._waiting: list[Deferred[None]] = []
-        self._restart: Any = None
-        self._pause = 0.0
-        self._stopping = False
-        self._gone: Deferred[None] = Deferred()
+        self._kept: Kept[_WorkerProcess] = Kept(
+            reactor,
+            reactor,
+            "unpack worker",
+            ["-I", "-m", _MODULE],
+            {"LC_ALL": "C.UTF-8"},
+            LONGEST_PAUSE,
+            lambda: _WorkerProcess(self),
+        )
 
     def start(self) -> None:
         """Spawn the worker."""
-        self._restart = None
-        process = _WorkerProcess(self, self._reactor.seconds())
-        self._reactor.spawnProcess(
-            process,
-            sys.executable,
-            [sys.executable, "-I", "-m", _MODULE],
-            env={"LC_ALL": "C.UTF-8"},
-            path="/",
-        )
-        self._process = process
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(None)
+        self._kept.start()
 
     async def stop(self) -> None:
         """Let it end, and with it what it works on."""
-        self._stopping = True
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.errback(Unavailable("unpacking", "the daemon is stopping"))
-        if self._process is not None:
-            transport = self._process.transport
-            assert transport is not None
-            transport.closeStdin()
-            kill = self._reactor.callLater(5.0, transport.signalProcess, "KILL")
-            await self._gone
-            if kill.active():
-                kill.cancel()
+        await self._kept.stop()
 
     def ended(self, process: _WorkerProcess, reason: Failure) -> None:
         """The worker is gone; called by it."""
-        self._process = None
-        if self._stopping:
-            self._gone.callback(None)
-            return
-        self._log.error("the unpack worker died: {reason}", reason=reason.getErrorMessage())
-        if self._reactor.seconds() - process.started_at > LONGEST_PAUSE:
-            self._pause = 0.0
-        self._start_later()
-
-    def _start_later(self) -> None:
-        self._restart = self._reactor.callLater(self._pause, self._start_again)
-        self._pause = min(max(self._pause * 2, PAUSE), LONGEST_PAUSE)
-
-    def _start_again(self) -> None:
-        try:
-            self.start()
-        except OSError as error:  # no memory, or too many processes: just now
-            self._log.error("the unpack worker cannot be started: {error}", error=error)
-            self._start_later()
+        self._kept.ended(process, reason.getErrorMessage())
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[Slot]:
@@ -193,13 +145,8 @@ class WorkerPool:
     @asynccontextmanager
     async def job(self, listener: JobListener, **begin: Any) -> AsyncIterator[Job]:
         """A job that has begun; leaving kills it if it is not over, and waits until it is gone."""
-        while self._process is None:
-            if self._stopping:
-                raise Unavailable("unpacking", "the daemon is stopping")
-            waiter: Deferred[None] = Deferred(self._waiting.remove)
-            self._waiting.append(waiter)
-            await waiter
-        job = self._process.begin(listener, **begin)
+        process = await self._kept.running()
+        job = process.begin(listener, **begin)
         try:
             yield job
         finally:

@@ -16,7 +16,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from ctd.errors import Unavailable
-from ctd.runtime.template import FORK_SECONDS, LONGEST_PAUSE, PROGRAM, YOUNG, Template, TemplateDied
+from ctd.keeping import LONGEST_PAUSE
+from ctd.runtime.template import FORK_SECONDS, PROGRAM, YOUNG, Template, TemplateDied
 from tests.unit.runtime.fakes import begin
 
 PARAMS = {"run": "0123456789ab"}
